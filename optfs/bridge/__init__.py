@@ -1,0 +1,1 @@
+"""FUSE: the only importer of a binding."""

@@ -1,0 +1,1 @@
+"""Blocks that outlive the process: identity, checksum, limits."""

@@ -1,0 +1,128 @@
+"""Every exception that optfs raises on purpose, as one tree.
+
+::
+
+    OptfsError
+    ├── ConfigError                 wrong usage or configuration             mount exits with 2
+    ├── MountError                  FUSE is missing or refuses                mount exits with 5
+    ├── AccessError                 EACCES                                    mount exits with 3
+    │   ├── TokenRefused            the Authentication API refused the personal access token
+    │   ├── CredentialRejected      a store refused a credential: renewing it may help
+    │   └── AccessDenied            a store refused the request, and a new credential would not help
+    ├── ServiceError                EIO                                       mount exits with 4
+    │   ├── ServiceUnavailable      network, 5xx or throttling: trying again may help
+    │   └── InvalidResponse         an answer that makes no sense (HTML from a proxy, a wrong Content-Range)
+    ├── DeadlineExceeded            ETIMEDOUT: an operation took longer than --timeout     mount exits with 4
+    ├── VersionGone                 ESTALE: the pinned version of an object was overwritten or deleted
+    └── PathError
+        ├── NotFound                ENOENT
+        ├── NotAFolder              ENOTDIR
+        ├── IsAFolder               EISDIR
+        ├── NotALink                EINVAL
+        ├── NoAttribute             ENODATA: no such extended attribute
+        ├── NotSupported            ENOTSUP: an extended attribute outside `user.`
+        └── ReadOnly                EROFS
+
+Rules: a message is one line for a user and says what to do where something can be done; it never holds a secret. `detail` is for the log
+(a request id, a `uuid`, the cause). Only `bridge.errnos` turns an exception into an errno and only `cli` into an exit code.
+"""
+
+
+class OptfsError(Exception):
+    """Base of the tree.
+
+    Attributes:
+        message: one line for a user.
+        detail: for the log: request id, `uuid`, status; empty where there is none.
+
+    """
+
+    def __init__(self, message: str, *, detail: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.detail = detail
+
+
+class ConfigError(OptfsError):
+    """Wrong usage or configuration."""
+
+
+class MountError(OptfsError):
+    """FUSE is missing, or refuses the mount."""
+
+
+class AccessError(OptfsError):
+    """The service doesn't let us."""
+
+
+class TokenRefused(AccessError):
+    """The Authentication API refused the personal access token (401 or 403)."""
+
+
+class CredentialRejected(AccessError):
+    """A store refused the credential itself (S3: ExpiredToken, InvalidAccessKeyId …; GCS: 401). Renewing it may help."""
+
+
+class AccessDenied(AccessError):
+    """A store refused the request (403) with a credential that it accepts."""
+
+
+class ServiceError(OptfsError):
+    """The service failed."""
+
+
+class ServiceUnavailable(ServiceError):
+    """Network failure, 5xx, or throttling. Trying again may help.
+
+    Attributes:
+        retry_after: seconds that the service asked to wait, or None.
+
+    """
+
+    def __init__(self, message: str, *, detail: str = "", retry_after: float | None = None) -> None:
+        super().__init__(message, detail=detail)
+        self.retry_after = retry_after
+
+
+class InvalidResponse(ServiceError):
+    """An answer that breaks the protocol: a proxy's HTML, a wrong Content-Range, a body that ends early."""
+
+
+class DeadlineExceeded(OptfsError):
+    """An operation took longer than --timeout."""
+
+
+class VersionGone(OptfsError):
+    """The version of an object that was pinned at open is no longer there."""
+
+
+class PathError(OptfsError):
+    """A path doesn't allow what was asked."""
+
+
+class NotFound(PathError):
+    """There is no such name."""
+
+
+class NotAFolder(PathError):
+    """A folder was expected."""
+
+
+class IsAFolder(PathError):
+    """A file was expected."""
+
+
+class NotALink(PathError):
+    """A symbolic link was expected."""
+
+
+class NoAttribute(PathError):
+    """There is no such extended attribute."""
+
+
+class NotSupported(PathError):
+    """Extended attributes outside the `user.` namespace don't exist here."""
+
+
+class ReadOnly(PathError):
+    """Nothing can be changed."""

@@ -1,0 +1,1 @@
+"""Open files with a pinned version, readahead, and blocks in memory."""

@@ -1,0 +1,1 @@
+"""One running mount: composition root, background process, control socket, status."""

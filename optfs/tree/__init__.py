@@ -1,0 +1,1 @@
+"""What exists: paths and keys, listings and their age."""

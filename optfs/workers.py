@@ -1,0 +1,103 @@
+"""A pool of threads that runs what somebody waits for before what may be wanted later.
+
+Rules: a job is a callable without arguments that handles its own exceptions; one that doesn't is logged and costs nobody else anything.
+Threads start as jobs come, up to `limit`, and never stop before `close`. Prefetch may occupy at most `limit - reserve` threads, so that
+a reader's job never waits for one prefetch after another to end.
+
+Lock order: `_lock` is a leaf; no job runs and no other lock is taken under it.
+"""
+
+import logging
+import threading
+from collections import deque
+from collections.abc import Callable
+from enum import Enum
+
+logger = logging.getLogger(__name__)
+
+Job = Callable[[], None]
+
+
+class Priority(Enum):
+    """Who waits for a job."""
+
+    DEMAND = 0
+    """A reader waits."""
+    PREFETCH = 1
+    """Nobody waits yet."""
+
+
+class WorkerPool:
+    """Threads shared by everything that one mount fetches."""
+
+    def __init__(self, name: str, limit: int, *, reserve: int = 2) -> None:
+        """Make a pool of up to `limit` threads, `reserve` of which run demanded jobs only."""
+        if limit <= reserve:
+            raise ValueError("a pool needs more threads than it reserves")
+        self._name = name
+        self._limit = limit
+        self._prefetch_limit = limit - reserve
+        self._lock = threading.Lock()
+        self._wanted = threading.Condition(self._lock)
+        # Guarded by _lock: all below. Invariant: _busy_prefetch <= _prefetch_limit, _idle <= len(_threads) <= _limit.
+        self._demand: deque[Job] = deque()
+        self._prefetch: deque[Job] = deque()
+        self._threads: list[threading.Thread] = []
+        self._idle = 0
+        self._busy_prefetch = 0
+        self._closed = False
+
+    def submit(self, job: Job, priority: Priority) -> bool:
+        """Queue a job; return False when the pool is closed and the job will not run."""
+        with self._lock:
+            if self._closed:
+                return False
+            (self._demand if priority is Priority.DEMAND else self._prefetch).append(job)
+            if self._idle < len(self._demand) + len(self._prefetch) and len(self._threads) < self._limit:
+                thread = threading.Thread(target=self._run, name=f"{self._name}-{len(self._threads)}", daemon=True)
+                self._threads.append(thread)
+                thread.start()
+            self._wanted.notify()
+            return True
+
+    def close(self, timeout: float) -> bool:
+        """Drop queued jobs, let running ones end, and wait up to `timeout` seconds; return whether all threads have ended."""
+        with self._lock:
+            self._closed = True
+            self._demand.clear()
+            self._prefetch.clear()
+            self._wanted.notify_all()
+            threads = list(self._threads)
+        for thread in threads:
+            thread.join(max(0.0, timeout / max(1, len(threads))) if thread.is_alive() else 0)
+        return not any(thread.is_alive() for thread in threads)
+
+    def _next(self) -> tuple[Job, Priority] | None:
+        with self._lock:
+            self._idle += 1
+            try:
+                while True:
+                    if self._demand:
+                        return self._demand.popleft(), Priority.DEMAND
+                    if self._prefetch and self._busy_prefetch < self._prefetch_limit:
+                        self._busy_prefetch += 1
+                        return self._prefetch.popleft(), Priority.PREFETCH
+                    if self._closed:
+                        return None
+                    self._wanted.wait()
+            finally:
+                self._idle -= 1
+
+    def _run(self) -> None:
+        while (taken := self._next()) is not None:
+            job, priority = taken
+            try:
+                job()
+            except Exception:  # noqa: BLE001 - a job's bug must not end the thread that others need
+                logger.exception("a background job failed")
+            finally:
+                del job, taken  # an idle thread must not keep a job's buffers alive
+                if priority is Priority.PREFETCH:
+                    with self._lock:
+                        self._busy_prefetch -= 1
+                        self._wanted.notify()
