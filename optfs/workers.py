@@ -93,7 +93,7 @@ class WorkerPool:
             job, priority = taken
             try:
                 job()
-            except Exception:  # noqa: BLE001 - a job's bug must not end the thread that others need
+            except Exception:  # a bug in a job must not end the thread that others need
                 logger.exception("a background job failed")
             finally:
                 del job, taken  # an idle thread must not keep a job's buffers alive
