@@ -1,6 +1,6 @@
 """The values that layers hand to one another. No behaviour beyond what a value knows of itself.
 
-Names of objects are `str` with the `surrogateescape` convention of `os.fsdecode` (UTF-8), so that a key's bytes are kept even where they are
+Names of objects are `str` with the `surrogateescape` convention of `os.fsdecode` (UTF-8), so that a key's bytes are kept where they are
 not valid UTF-8. `encode_name` and `decode_name` are the only places that convert.
 
 Times are seconds since the epoch (float) where they name a moment, and seconds of a monotonic clock where they bound a wait.

@@ -1,4 +1,7 @@
-"""What a store is to the layers above: pages of a listing, and ranges of a pinned version. S3 and GCS implement it; `retry` decorates it."""
+"""What a store is to the layers above: pages of a listing, and ranges of a pinned version.
+
+S3 and GCS implement it; `retry` decorates it.
+"""
 
 from collections.abc import Callable
 from typing import Protocol
