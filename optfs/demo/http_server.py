@@ -13,6 +13,7 @@ Lock order: `_lock` is a leaf.
 import contextlib
 import fcntl
 import logging
+import math
 import os
 import socket
 import struct
@@ -151,10 +152,9 @@ class HttpServer:
                 refused = stopping.is_set()
                 if not refused:
                     self._connections.add(connection)
+                    connection.thread.start()  # under the lock, as `stop` may join only what has started
             if refused:
                 _close(connection)
-            else:
-                connection.thread.start()
 
     def _serve(self, connection: _Connection) -> None:
         try:
@@ -210,16 +210,23 @@ class HttpServer:
     def _before_headers(self, sock: socket.socket, fault: Fault) -> None:
         match fault.action:
             case Delay(seconds):
-                fault.removed.wait(seconds)
+                self._hold(fault, seconds)
             case Stall(None):
-                fault.removed.wait()
+                self._hold(fault)
             case Reset(None):
                 _reset(sock)
                 raise _Hangup
             case _:
                 pass
-        if self._stopping.is_set():
-            raise _Hangup
+
+    def _hold(self, fault: Fault, seconds: float = math.inf) -> None:
+        """Wait until a fault is removed, or for some seconds; ends the connection when the server stops."""
+        until = time.monotonic() + seconds
+        while not fault.removed.wait(min(0.02, max(0.0, until - time.monotonic()))):
+            if self._stopping.is_set():
+                raise _Hangup
+            if time.monotonic() >= until:
+                return
 
     def _send(self, sock: socket.socket, request: Request, response: Response, fault: Fault | None) -> None:
         length = response.length()
@@ -246,7 +253,7 @@ class HttpServer:
         assert fault is not None
         match fault.action:
             case Stall():
-                fault.removed.wait()
+                self._hold(fault)
                 sock.sendall(memoryview(body)[cut:])
             case Reset():
                 _drain(sock)

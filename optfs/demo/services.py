@@ -123,9 +123,9 @@ class Services:
 
     def close(self) -> None:
         """End everything within two seconds or so, faults that stall included."""
-        self.faults.clear()
         for server in self._servers:
             server.stop()
+        self.faults.clear()
 
     def outage(self) -> None:
         """End all connections and refuse new ones, until `end_outage`."""

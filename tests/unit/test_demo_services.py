@@ -1,5 +1,6 @@
 """The embedded services behave as Optimizely's API, S3 and GCS do, judged by the services' own client libraries."""
 
+import contextlib
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +18,17 @@ from optfs.demo.services import Services
 
 BUCKET = "optimizely-events-data"
 GCS_BUCKET = "optimizely-e3-123"
+
+
+CLIENTS = contextlib.ExitStack()
+"""What the clients of the running test need to close."""
+
+
+@pytest.fixture(autouse=True)
+def closed_clients() -> Iterator[None]:
+    """Close the clients that a test made."""
+    with CLIENTS:
+        yield
 
 
 @pytest.fixture
@@ -46,7 +58,9 @@ def s3(services: Services, credentials: dict[str, Any] | None = None, **changes:
         **changes,
     }
     config = Config(retries={"total_max_attempts": 1}, s3={"addressing_style": "path"})
-    return boto3.client("s3", region_name="us-east-1", endpoint_url=services.s3_url, config=config, **arguments)
+    client = boto3.client("s3", region_name="us-east-1", endpoint_url=services.s3_url, config=config, **arguments)
+    CLIENTS.callback(client.close)
+    return client
 
 
 def refusal(call: Any, *arguments: Any, **keywords: Any) -> tuple[int, str]:
@@ -148,6 +162,7 @@ def test_google_cloud_storage_lists_and_reads(services: Services) -> None:
     """Google's client sees the same objects, folders and ranges, pinned by generation; who bills is written down."""
     token = grant(services, "/gcp")["token"]
     client = storage.Client(project="p", credentials=Credentials(token), client_options={"api_endpoint": services.gcs_url})
+    CLIENTS.callback(client._http.close)
     bucket = client.bucket(GCS_BUCKET, user_project="payer")
     blobs = list(client.list_blobs(bucket, prefix=services.prefix, fields="items(name,size,generation,updated),nextPageToken"))
     assert [blob.name for blob in blobs] == services.gcs_bucket.keys()
