@@ -65,11 +65,12 @@ def programs() -> list[Program]:
     streams: tuple[str, ...] = ("--vfs-read-chunk-size", "32M", "--buffer-size", "32M")
     if shutil.which("rclone") and _rclone_has_streams():
         streams = ("--vfs-read-chunk-streams", "16", "--vfs-read-chunk-size", "4M", "--buffer-size", "0")
-    s3fs = (
-        *(f"{BUCKET}:/{PREFIX}", "{mount}", "-f", "-o"),
-        "ro,url={s3},use_path_request_style,passwd_file={password_file},sigv4,endpoint=us-east-1,tmpdir={cache},listobjectsv2,"
-        + "parallel_count=20,multireq_max=100,multipart_size=8,max_stat_cache_size=200000,enable_noobj_cache,kernel_cache",
+    s3fs_options = (
+        *("ro", "url={s3}", "use_path_request_style", "passwd_file={password_file}", "sigv4", "endpoint=us-east-1", "tmpdir={cache}"),
+        *("listobjectsv2", "parallel_count=20", "multireq_max=100", "multipart_size=8", "max_stat_cache_size=200000"),
+        *("enable_noobj_cache", "kernel_cache"),
     )
+    s3fs = (f"{BUCKET}:/{PREFIX}", "{mount}", "-f", "-o", ",".join(s3fs_options))
     mountpoint = (
         *(BUCKET, "{mount}", "--prefix", f"{PREFIX}/", "--read-only", "-f", "--endpoint-url", "{s3}", "--force-path-style"),
         *("--region", "us-east-1", "--metadata-ttl", "3600"),
