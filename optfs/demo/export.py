@@ -23,7 +23,7 @@ EVENT_NAMES = (
     "Add to cart",
     "signup",
     "Página vista",
-    "a+b & c=d",
+    "a+b & c",
 )
 BROWSERS = ("Mozilla/5.0 (X11; Linux x86_64) Firefox/128.0", "Mozilla/5.0 (iPhone) Mobile/15E148", "okhttp/4.12.0")
 POOL = 1000  # visitors; decisions and events share them, so that they can be joined

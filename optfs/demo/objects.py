@@ -135,6 +135,8 @@ class Bucket:
             ValueError: the token is none of ours.
 
         """
+        if limit <= 0:
+            return Listing([], [], None)
         raw_prefix, raw_delimiter = encode_name(prefix), encode_name(delimiter)
         objects: list[Version] = []
         prefixes: list[str] = []

@@ -1,0 +1,22 @@
+"""`optfs demo`: the embedded services with a generated export, mounted."""
+
+from pathlib import Path
+
+import click
+
+
+@click.command("demo")
+@click.argument("mountpoint", required=False, type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option("--once", is_flag=True, help="Show the main job, check the answers, and unmount.")
+@click.option("--days", type=click.IntRange(min=3), default=30, show_default=True, help="How many days to generate.")
+def command(mountpoint: Path | None, once: bool, days: int) -> None:
+    """Mount a generated export from embedded services: no account is needed.
+
+    It stays mounted (at MOUNTPOINT, an existing folder, or else at a temporary one) until ctrl-C.
+    """
+    from optfs.demo import walkthrough  # noqa: PLC0415 - no other command needs it
+
+    if once:
+        walkthrough.show(days)
+    else:
+        walkthrough.keep_mounted(days, mountpoint)
