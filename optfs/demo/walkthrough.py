@@ -138,8 +138,8 @@ def _suggestions(demo: Demo) -> list[str]:
 
 
 def _look_around(demo: Demo, echo: Echo) -> None:
-    for kind in sorted(demo.folder.iterdir()):
-        dates = sorted(entry.name for entry in kind.iterdir())
+    for kind in sorted(demo.folder.glob("type=*")):
+        dates = sorted(entry.name for entry in kind.glob("date=*"))
         echo(f"  {demo.folder.name}/{kind.name}/  {dates[0]} ... {dates[-1]} ({len(dates)} days)")
         latest = demo.folder / kind.name.partition("=")[2] / "latest"
         names = sorted(entry.name for entry in latest.iterdir() if entry.is_dir())
@@ -158,7 +158,7 @@ def _read_with_pandas(demo: Demo, folder: Path, pandas: Any, echo: Echo) -> None
 
 def _read_with_duckdb(demo: Demo, duckdb: Any, echo: Echo) -> None:
     began = time.monotonic()
-    files = str(demo.folder / "type=events" / "*" / "*" / "*.parquet")
+    files = str(demo.folder / "type=events" / "date=*" / "*" / "*.parquet")
     with duckdb.connect() as connection:
         query = "select count(*), count(distinct date), sum(revenue) from read_parquet(?, hive_partitioning = true)"
         rows, days, revenue = connection.execute(query, [files]).fetchone()

@@ -53,6 +53,9 @@ class Commands:
             if not self.lost or not part.key.startswith(self.lost):
                 (folder / part.key).parent.mkdir(parents=True, exist_ok=True)
                 (folder / part.key).write_bytes(part.data)
+        for kind in ("decisions", "events"):
+            (folder / kind).symlink_to(f"type={kind}")
+            (folder / kind / "latest").symlink_to("date=2026-06-29")
 
 
 @pytest.fixture
@@ -131,39 +134,25 @@ def test_older_days_lie_on_s3_and_newer_ones_on_gcs() -> None:
     assert (min(on_s3), max(on_gcs), sorted(on_s3 & on_gcs)) == ("date=2026-06-26", "date=2026-06-30", ["date=2026-06-28"])
 
 
-class TestReading:
-    """What the walkthrough reads from the mount, with the short names resolved as links beside the folders."""
+def test_the_answers_are_checked_and_shown(commands: Commands, tmp_path: Path) -> None:
+    """Both pandas and DuckDB agree with the generator, and the tree is shown."""
+    lines: list[str] = []
+    walkthrough.show(5, lines.append)
+    text = "\n".join(lines)
+    assert "123/type=decisions/  date=2026-06-26 ... date=2026-06-30 (5 days)" in text
+    assert "latest -> date=2026-06-29/  8 partitions" in text
+    assert "pandas   one day (date=2026-06-29)" in text
+    assert "DuckDB   all 5 days" in text
+    assert "Cache on disk: 5 hits, 7 misses." in text
+    assert commands.ran == ["mount", "status", "umount"]
+    assert list(tmp_path.iterdir()) == []
 
-    @pytest.fixture(autouse=True)
-    def short_names(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Let `events/latest` resolve, as the mount does, without listing it."""
-        original = Path.resolve
 
-        def resolve(path: Path, strict: bool = False) -> Path:
-            text = str(path)
-            for kind in ("decisions", "events"):
-                text = text.replace(f"/{kind}/latest", f"/type={kind}/date=2026-06-29")
-            return original(Path(text), strict)
-
-        monkeypatch.setattr(Path, "resolve", resolve)
-        monkeypatch.setattr(walkthrough, "_look_around", lambda _demo, _echo: None)
-
-    def test_the_answers_are_checked_and_shown(self, commands: Commands, tmp_path: Path) -> None:
-        """Both pandas and DuckDB agree with the generator."""
-        lines: list[str] = []
-        walkthrough.show(5, lines.append)
-        text = "\n".join(lines)
-        assert "pandas   one day (date=2026-06-29)" in text
-        assert "DuckDB   all 5 days" in text
-        assert "Cache on disk: 5 hits, 7 misses." in text
-        assert commands.ran == ["mount", "status", "umount"]
-        assert list(tmp_path.iterdir()) == []
-
-    @pytest.mark.parametrize("lost", ["type=events/date=2026-06-29/event=signup", "type=events/date=2026-06-26/event=purchase"])
-    def test_a_wrong_answer_fails(self, commands: Commands, lost: str, tmp_path: Path) -> None:
-        """Lost rows are noticed, and the mount is taken away then too."""
-        commands.lost = lost
-        with pytest.raises(InvalidResponse, match="were generated"):
-            walkthrough.show(5, lambda _line: None)
-        assert commands.ran[-1] == "umount"
-        assert list(tmp_path.iterdir()) == []
+@pytest.mark.parametrize("lost", ["type=events/date=2026-06-29/event=signup", "type=events/date=2026-06-26/event=purchase"])
+def test_a_wrong_answer_fails(commands: Commands, lost: str, tmp_path: Path) -> None:
+    """Lost rows are noticed, and the mount is taken away then too."""
+    commands.lost = lost
+    with pytest.raises(InvalidResponse, match="were generated"):
+        walkthrough.show(5, lambda _line: None)
+    assert commands.ran[-1] == "umount"
+    assert list(tmp_path.iterdir()) == []
