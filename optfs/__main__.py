@@ -1,0 +1,7 @@
+"""`python -m optfs`."""
+
+import sys
+
+from optfs.cli import main
+
+sys.exit(main())

@@ -1,0 +1,112 @@
+"""The command `optfs`: finds the subcommand, runs it, and turns its failure into one line and an exit code.
+
+Subcommands are modules of this package with a click command named `command`, imported only when they run: `optfs --version` and
+`--help` load none of the libraries that a mount needs.
+
+Exit codes: 0 done; 1 a bug, or a check that failed; 2 wrong usage or configuration; 3 the token or the credentials were refused; 4 the
+service can't be reached; 5 FUSE is missing or refuses; 130 interrupted.
+"""
+
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+
+import click
+
+import optfs
+from optfs.errors import AccessError, ConfigError, DeadlineExceeded, MountError, OptfsError, ServiceError
+
+COMMANDS = {
+    "mount": "Mount the export at a folder.",
+    "umount": "Unmount it.",
+    "status": "Show what is mounted, and how it fares.",
+    "doctor": "Check everything that a mount needs.",
+    "cache": "Look at, empty or verify the block cache.",
+    "demo": "Try it on generated data, without an account.",
+}
+"""Subcommands and their short help, so that `--help` need not import them."""
+
+_EXIT_CODES: tuple[tuple[type[OptfsError], int], ...] = (
+    (ConfigError, 2),
+    (AccessError, 3),
+    (ServiceError, 4),
+    (DeadlineExceeded, 4),
+    (MountError, 5),
+)
+
+
+class _Lazy(click.Group):
+    """A group that imports a subcommand when it is asked for."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002 - click's signature
+        if cmd_name not in COMMANDS:
+            return None
+        command = importlib.import_module(f"optfs.cli.{cmd_name}").command
+        assert isinstance(command, click.Command)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002 - click's signature
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+
+@click.command(cls=_Lazy, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(optfs.__version__, prog_name="optfs")
+def group() -> None:
+    """Mount an Optimizely experimentation export as a read-only local folder."""
+
+
+def exit_code(error: OptfsError) -> int:
+    """Return the exit code that stands for an error; 1 for those that no command should end with."""
+    return next((code for kind, code in _EXIT_CODES if isinstance(error, kind)), 1)
+
+
+def arranged(arguments: Sequence[str]) -> list[str]:
+    """Return the arguments with the command `mount` in front where they come as mount(8) calls a helper.
+
+    `mount -t fuse.optfs SOURCE MOUNTPOINT -o …` runs `optfs SOURCE MOUNTPOINT -o …` (mount.fuse3(8)).
+    """
+    if len(arguments) >= 2 and arguments[0] not in COMMANDS and not any(word.startswith("-") for word in arguments[:2]):
+        return ["mount", *arguments]
+    return list(arguments)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:  # noqa: PLR0911 - a return for each way to end
+    """Run optfs and return its exit code; nothing is raised."""
+    words = arranged(sys.argv[1:] if arguments is None else arguments)
+    try:
+        result = group.main(words, prog_name="optfs", standalone_mode=False)
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.ctx.get_help() if error.ctx else "", err=True)
+        return 2
+    except click.UsageError as error:
+        command = error.ctx.command_path if error.ctx else "optfs"
+        return _fail(f"{error.format_message().rstrip('.')}; see {command} --help", 2)
+    except click.ClickException as error:
+        return _fail(error.format_message(), 2)
+    except OptfsError as error:
+        return _fail(error.message, exit_code(error))
+    except (KeyboardInterrupt, click.exceptions.Abort):
+        return 130
+    except BrokenPipeError:
+        # The reader of our output went away; what is left must not fail again when the interpreter flushes.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except Exception as error:  # noqa: BLE001 - the last resort: a line instead of a traceback
+        return _fail(
+            f"unexpected {type(error).__name__}: this is a bug; run with --log-level debug --log-file FILE and look there", 1, error
+        )
+    return result if isinstance(result, int) else 0
+
+
+def _fail(message: str, code: int, cause: BaseException | None = None) -> int:
+    click.echo("optfs: " + " ".join(message.split()), err=True)
+    if cause is not None:
+        import logging
+
+        logging.getLogger("optfs.cli").debug("unexpected", exc_info=cause)
+    return code
