@@ -1,0 +1,271 @@
+"""The folder of blocks: opened safely, and reached by descriptors alone.
+
+`<cache-dir>/blocks-v1/<shard>/<block>`; `cache.db` beside the shards is the index. Another format would be another `blocks-vN`, so that
+two versions of the program don't disturb each other.
+
+Rules:
+- `blocks-v1` and its shards are real folders, owned by this user, closed to others. One that others may write to is refused.
+- Blocks are opened relative to a shard's descriptor with O_NOFOLLOW, so that no symbolic link is followed, to read or to write.
+- A block is written to `<name>.tmp` in its shard and renamed: a name either holds a whole block or, after a crash of the machine, something
+  that fails its checksum. Nothing is synced.
+- The temporary name follows from the block's, so that what a killed process left is overwritten rather than gathered.
+
+Threads: any. Descriptors are closed when the last reference goes, so a reader that holds a `Folder` never uses a recycled descriptor.
+"""
+
+import contextlib
+import errno
+import os
+import stat
+import weakref
+from collections.abc import Sequence
+from pathlib import Path
+
+from optfs.cache.blockfile import SHARDS, block_name, data_matches, header_length, header_matches, identity
+from optfs.cache.protocol import BlockKey
+from optfs.errors import ConfigError
+
+BLOCKS = "blocks-v1"
+INDEX = "cache.db"
+"""The name that diskcache gives it."""
+TEMPORARY = ".tmp"
+
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+# Without O_NONBLOCK, opening a FIFO that somebody planted would hang.
+_READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
+_WRITE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+_TAG = b"""Signature: 8a477f597d28d172789f06886806bc55
+# This folder holds blocks that optfs can fetch again. See https://bford.info/cachedir/
+"""
+
+
+class Folder:
+    """An open folder of blocks.
+
+    Attributes:
+        path: of the folder.
+        fd: its descriptor.
+
+    """
+
+    def __init__(self, path: Path, fd: int, shards: Sequence[int]) -> None:
+        """Take over the descriptors; `open_folder` is the way to make one."""
+        self.path = path
+        self.fd = fd
+        self._shards = tuple(shards)
+        self._identity = _inode(os.fstat(fd))
+        weakref.finalize(self, _close_all, (fd, *self._shards))
+
+    def gone(self) -> bool:
+        """Tell whether the path no longer leads to this folder and its shards."""
+        try:
+            if _inode(os.lstat(self.path)) != self._identity:
+                return True
+            return any(
+                _inode(os.stat(name, dir_fd=self.fd, follow_symlinks=False)) != _inode(os.fstat(fd))
+                for name, fd in zip(SHARDS, self._shards, strict=True)
+            )
+        except OSError:
+            return True
+
+    def names(self, shard: int) -> list[str]:
+        """Return the names in a shard."""
+        # A descriptor of its own, as listings through one descriptor share a position.
+        fd = os.open(".", _DIRECTORY, dir_fd=self._shards[shard])
+        try:
+            return os.listdir(fd)  # noqa: PTH208 - a Path can't list a descriptor
+        finally:
+            os.close(fd)
+
+    def stat(self, name: str) -> os.stat_result | None:
+        """Return a block's (or a temporary file's) attributes, or None if it isn't there."""
+        try:
+            return os.stat(name, dir_fd=self._shard(name), follow_symlinks=False)
+        except FileNotFoundError:
+            return None
+
+    def open(self, name: str) -> int:
+        """Return a descriptor to read a block.
+
+        Raises:
+            OSError: FileNotFoundError where it isn't there, ELOOP for a symbolic link.
+
+        """
+        return os.open(name, _READ, dir_fd=self._shard(name))
+
+    def write(self, name: str, parts: Sequence[bytes | memoryview]) -> None:
+        """Write a block.
+
+        Raises:
+            OSError: the disk fails; nothing is left of the block.
+
+        """
+        shard = self._shard(name)
+        temporary = name + TEMPORARY
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary, dir_fd=shard)
+        fd = os.open(temporary, _WRITE, 0o600, dir_fd=shard)
+        try:
+            try:
+                _write_all(fd, parts)
+            finally:
+                os.close(fd)
+            os.rename(temporary, name, src_dir_fd=shard, dst_dir_fd=shard)
+        except OSError:
+            with contextlib.suppress(OSError):
+                os.unlink(temporary, dir_fd=shard)
+            raise
+
+    def unlink(self, name: str) -> None:
+        """Remove a block (or whatever has this name in its shard); it may be gone already.
+
+        Raises:
+            OSError: the disk fails.
+
+        """
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(name, dir_fd=self._shard(name))
+
+    def unlink_in(self, shard: int, name: str) -> bool:
+        """Remove whatever has this name in a shard, if that can be done; return whether it was."""
+        try:
+            os.unlink(name, dir_fd=self._shards[shard])
+        except OSError:
+            return False
+        return True
+
+    def statvfs(self) -> os.statvfs_result:
+        """Return what the file system says of its space."""
+        return os.fstatvfs(self.fd)
+
+    def _shard(self, name: str) -> int:
+        return self._shards[SHARDS.index(name[0])]
+
+
+def open_folder(cache_dir: Path) -> Folder:
+    """Open `<cache_dir>/blocks-v1`, made where it is missing.
+
+    Raises:
+        ConfigError: it isn't a folder of this user's own.
+        OSError: the disk fails.
+
+    """
+    with contextlib.suppress(FileExistsError):  # a file or a dangling link: told below
+        cache_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    parent = _open_directory(cache_dir, None)
+    try:
+        found = os.fstat(parent)
+        if found.st_uid not in {os.geteuid(), 0} and os.geteuid() != 0:
+            raise ConfigError(f"the cache folder {cache_dir} belongs to another user: choose another --cache-dir")
+        if found.st_mode & 0o022 and not found.st_mode & stat.S_ISVTX:
+            raise ConfigError(f"others may write to the cache folder {cache_dir}: chmod go-w it, or choose another --cache-dir")
+        path = cache_dir / BLOCKS
+        fd = _own_directory(path, parent)
+    finally:
+        os.close(parent)
+    fds = [fd]
+    try:
+        for name in SHARDS:
+            if not _is_directory(name, fd):
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(name, dir_fd=fd)
+            fds.append(_own_directory(path / name, fd))
+        _tag(fd)
+    except BaseException:
+        _close_all(fds)
+        raise
+    return Folder(path, fd, fds[1:])
+
+
+def read_block(folder: Folder, key: BlockKey) -> bytes | None:
+    """Return a block, checked against its identity and checksum, or None if the file is damaged or another's.
+
+    Raises:
+        OSError: FileNotFoundError where there is none; else the disk fails.
+
+    """
+    expected = identity(key)
+    offset = header_length(expected)
+    fd = folder.open(block_name(key))
+    try:
+        found = os.fstat(fd)
+        if not stat.S_ISREG(found.st_mode) or found.st_size != offset + key.length:
+            return None
+        header = os.pread(fd, offset, 0)
+        if not header_matches(header, expected):
+            return None
+        data = os.pread(fd, key.length, offset)
+    finally:
+        os.close(fd)
+    return data if len(data) == key.length and data_matches(header, data) else None
+
+
+def _open_directory(path: Path, parent: int | None) -> int:
+    try:
+        return os.open(path if parent is None else path.name, _DIRECTORY, dir_fd=parent)
+    except OSError as error:
+        if error.errno not in {errno.ENOTDIR, errno.ELOOP}:  # which of the two a link gives depends on the kernel
+            raise
+        raise ConfigError(f"the cache folder {path} is not a folder (or is a link): remove it, or choose another --cache-dir") from None
+
+
+def _own_directory(path: Path, parent: int) -> int:
+    with contextlib.suppress(FileExistsError):
+        os.mkdir(path.name, 0o700, dir_fd=parent)
+    fd = _open_directory(path, parent)
+    try:
+        _make_private(path, fd)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+def _make_private(path: Path, fd: int) -> None:
+    found = os.fstat(fd)
+    if found.st_uid != os.geteuid():
+        raise ConfigError(f"the cache folder {path} belongs to another user: choose another --cache-dir")
+    if found.st_mode & 0o022:
+        raise ConfigError(f"others may write to the cache folder {path}: remove it, or choose another --cache-dir")
+    if found.st_mode & 0o077:
+        os.fchmod(fd, 0o700)
+
+
+def _is_directory(name: str, parent: int) -> bool:
+    try:
+        return stat.S_ISDIR(os.stat(name, dir_fd=parent, follow_symlinks=False).st_mode)
+    except FileNotFoundError:
+        return False
+
+
+def _tag(fd: int) -> None:
+    try:
+        tag = os.open("CACHEDIR.TAG", _WRITE, 0o600, dir_fd=fd)
+    except FileExistsError:
+        return
+    try:
+        os.write(tag, _TAG)
+    finally:
+        os.close(tag)
+
+
+def _write_all(fd: int, parts: Sequence[bytes | memoryview]) -> None:
+    written = os.writev(fd, parts)
+    for part in parts:
+        if written >= len(part):
+            written -= len(part)
+            continue
+        rest = memoryview(part)[written:]
+        written = 0
+        while rest:  # a disk that fills up, or a signal, cut the first write
+            rest = rest[os.write(fd, rest) :]
+
+
+def _inode(found: os.stat_result) -> tuple[int, int]:
+    return found.st_dev, found.st_ino
+
+
+def _close_all(fds: Sequence[int]) -> None:
+    for fd in fds:
+        with contextlib.suppress(OSError):
+            os.close(fd)

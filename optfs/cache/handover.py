@@ -1,0 +1,188 @@
+"""What calls hand to the cache's writer: blocks within a bound of bytes, uses, and blocks that are gone; and the writer's counters.
+
+Rules: blocks hold at most `backlog` bytes from `put` until the writer has released them; one that doesn't fit is dropped, nobody waits.
+A use is noted at most once in `TOUCH_EVERY` seconds a block, and waits up to `TOUCH_DELAY` seconds, so that many share one transaction.
+
+Lock: `_lock` (with its condition `_changed`) guards everything here. It is a leaf and never held over I/O.
+"""
+
+import threading
+import time
+from collections import deque
+from dataclasses import dataclass, field, replace
+
+from optfs.cache.protocol import BlockKey
+from optfs.values import Clock
+
+TOUCH_EVERY = 60.0
+TOUCH_DELAY = 2.0
+IDLE = 30.0
+"""Seconds after which an idle writer looks at the free space."""
+
+_TOUCHES_REMEMBERED = 20_000
+_PENDING_LIMIT = 10_000
+_BATCH = 64
+
+
+@dataclass(slots=True)
+class Counters:
+    """What the writer did; see `disk.CacheStats`."""
+
+    size: int = 0
+    stored: int = 0
+    stored_bytes: int = 0
+    dropped: int = 0
+    evicted: int = 0
+
+
+@dataclass(slots=True)
+class Batch:
+    """What the writer takes at once.
+
+    Attributes:
+        blocks: to write.
+        uses: block names and when they were used, seconds since the epoch.
+        gone: names of blocks whose files were removed.
+        last: nothing will follow.
+
+    """
+
+    blocks: deque[tuple[BlockKey, memoryview]] = field(default_factory=deque)
+    uses: list[tuple[str, float]] = field(default_factory=list)
+    gone: list[str] = field(default_factory=list)
+    last: bool = False
+
+
+class Handover:
+    """A bounded queue from many threads to the writer."""
+
+    def __init__(self, backlog: int) -> None:
+        """Hold at most `backlog` bytes."""
+        self._backlog = backlog
+        self._lock = threading.Lock()
+        self._changed = threading.Condition(self._lock)
+        # Guarded by _lock: all below. Invariant: 0 <= _held <= _backlog: bytes of blocks that wait or are in the writer's hands.
+        self._blocks: deque[tuple[BlockKey, memoryview]] = deque()
+        self._held = 0
+        self._uses: dict[str, float] = {}
+        self._gone: list[str] = []
+        self._noted: dict[str, float] = {}
+        self._hurry = False
+        self._busy = True  # with opening; the first `take` ends it
+        self._counters = Counters()
+        self._close_by: float | None = None
+        self._clock: Clock = time.monotonic
+
+    @property
+    def closed(self) -> bool:
+        """Whether `close` was called."""
+        return self._close_by is not None
+
+    def put(self, key: BlockKey, data: memoryview) -> None:
+        """Queue a block, or drop it."""
+        with self._lock:
+            if self.closed or self._held + len(data) > self._backlog:
+                self._counters.dropped += 1
+                return
+            self._held += len(data)
+            self._blocks.append((key, data))
+            self._changed.notify_all()
+
+    def note_use(self, name: str, now: float, wall: float) -> None:
+        """Note that a block was used, `now` by a monotonic clock, `wall` in seconds since the epoch."""
+        with self._lock:
+            noted = self._noted.get(name)
+            if (noted is not None and now - noted < TOUCH_EVERY) or len(self._uses) >= _PENDING_LIMIT:
+                return
+            if len(self._noted) >= _TOUCHES_REMEMBERED:
+                self._noted.clear()  # costs some uses noted twice
+            self._noted[name] = now
+            self._uses[name] = wall
+            if len(self._uses) == 1:
+                self._changed.notify_all()
+
+    def note_gone(self, name: str) -> None:
+        """Note that a block's file was removed."""
+        with self._lock:
+            if len(self._gone) < _PENDING_LIMIT:  # what is left out is found by a sweep
+                self._gone.append(name)
+                self._changed.notify_all()
+
+    def count_dropped(self) -> None:
+        """Count a block that wasn't taken."""
+        with self._lock:
+            self._counters.dropped += 1
+
+    def counters(self) -> Counters:
+        """Return a copy of the counters."""
+        with self._lock:
+            return replace(self._counters)
+
+    def flush(self, timeout: float) -> bool:
+        """Wait until all is done; return whether it is."""
+        with self._lock:
+            self._hurry = True
+            self._changed.notify_all()
+            return self._changed.wait_for(lambda: not (self._blocks or self._uses or self._gone or self._busy), timeout)
+
+    def close(self, by: float, clock: Clock) -> None:
+        """Take nothing more; the writer gives up what it hasn't written `by` a moment of `clock`."""
+        with self._lock:
+            if self._close_by is None:
+                self._clock = clock
+                self._close_by = by
+            self._changed.notify_all()
+
+    def overdue(self) -> bool:
+        """Tell whether `close` has waited long enough."""
+        with self._lock:
+            return self._close_by is not None and self._clock() > self._close_by
+
+    def take(self, *, more_work: bool) -> Batch:
+        """Wait for something to do and return it; an empty batch after `IDLE` seconds, or at once where the writer has `more_work`.
+
+        The writer's own; it calls `release` for each block and `done` after the batch.
+        """
+        with self._lock:
+            self._busy = False
+            self._changed.notify_all()
+            if not more_work:
+                self._changed.wait_for(lambda: self._blocks or self._uses or self._gone or self.closed, IDLE)
+                if not self._blocks and not self.closed and (self._uses or self._gone):
+                    self._changed.wait_for(lambda: self._blocks or self._hurry or self.closed, TOUCH_DELAY)
+            batch = Batch(last=self.closed and len(self._blocks) <= _BATCH)
+            for _ in range(min(_BATCH, len(self._blocks))):
+                batch.blocks.append(self._blocks.popleft())
+            batch.uses = list(self._uses.items())
+            batch.gone = self._gone
+            self._uses = {}
+            self._gone = []
+            self._hurry = False
+            self._busy = True
+            return batch
+
+    def release(self, size: int, *, written: bool) -> None:
+        """Give back a block's bytes, whether or not they were written."""
+        with self._lock:
+            self._held -= size
+            if written:
+                self._counters.stored += 1
+                self._counters.stored_bytes += size
+            else:
+                self._counters.dropped += 1
+
+    def looked(self, size: int, evicted: int) -> None:
+        """Tell what the index says of the cache's size, and how many blocks were evicted."""
+        with self._lock:
+            self._counters.size = size
+            self._counters.evicted += evicted
+
+    def end(self) -> None:
+        """Tell that the writer has ended: nothing is pending any more."""
+        with self._lock:
+            self._busy = False
+            self._blocks.clear()
+            self._uses.clear()
+            self._gone.clear()
+            self._held = 0
+            self._changed.notify_all()

@@ -1,0 +1,247 @@
+"""The thread `cache-writer`: the only one of a mount that uses the index, writes blocks and evicts.
+
+For each batch: uses and losses go into the index; then one transaction makes room and adds the rows of all blocks; then their files are
+written, which nobody else waits for; then rows of what couldn't be written are taken back, and files whose rows another process evicted
+meanwhile are removed.
+
+A new index (or one that was damaged) is filled from the files' names before anything is added, so that the limit holds. The folder is swept
+once after the start, a shard at a time, between batches.
+
+Rules: nothing escapes the thread. A failing disk or index turns writing off (`health`); the next trial opens folder and index anew.
+"""
+
+import contextlib
+import logging
+import sqlite3
+import threading
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from optfs.cache import room
+from optfs.cache.blockfile import SHARDS, block_name, encode_header, header_length, identity
+from optfs.cache.folder import TEMPORARY, Folder, open_folder
+from optfs.cache.handover import Batch, Handover
+from optfs.cache.health import Health
+from optfs.cache.index import BlockIndex, open_index
+from optfs.cache.maintenance import IN_FLIGHT, adopt, sweep_shard
+from optfs.cache.protocol import BlockKey
+from optfs.errors import ConfigError
+
+logger = logging.getLogger(__name__)
+
+_ROWS_AT_ONCE = 200
+"""Rows changed in one transaction: bounds the journal (`room`) and how long other mounts wait."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How large the cache may be.
+
+    Attributes:
+        size: bytes.
+        min_free: what stays free of the file system.
+        statvfs: returns (free, total) bytes; None: what the system says.
+
+    """
+
+    size: int
+    min_free: room.FreeFloor
+    statvfs: Callable[[Folder], tuple[int, int]] | None = None
+
+
+@dataclass(slots=True)
+class _Block:
+    key: BlockKey
+    data: memoryview
+    name: str
+    cost: int
+
+
+class Writer:
+    """Writes what a `Handover` brings."""
+
+    def __init__(self, cache_dir: Path, limits: Limits, handover: Handover, health: Health, wall: Callable[[], float]) -> None:
+        """Open the folder; `start` starts the thread, which opens the index."""
+        self._cache_dir = cache_dir
+        self._limits = limits
+        self._handover = handover
+        self.health = health
+        self._wall = wall
+        # Replaced as a whole by the writer's thread; read by all.
+        self.folder: Folder | None = None
+        # The writer's thread only.
+        self._index: BlockIndex | None = None
+        self._to_sweep: deque[int] = deque()
+        self._swept = False
+        self._thread = threading.Thread(target=self._run, name="cache-writer", daemon=True)
+        try:
+            self.folder = open_folder(cache_dir)
+        except (OSError, ConfigError) as error:
+            self._fail(error)
+
+    def start(self) -> None:
+        """Start the thread."""
+        self._thread.start()
+
+    def join(self, timeout: float) -> None:
+        """Wait for the thread to end."""
+        self._thread.join(timeout)
+
+    def usable(self) -> bool:
+        """Tell whether a block may be offered."""
+        return self.health.usable()
+
+    def _run(self) -> None:
+        last = False
+        if self.health.usable():
+            self._step(Batch())
+        while not last:
+            batch = self._handover.take(more_work=bool(self._to_sweep) and self.health.usable())
+            last = batch.last
+            self._step(batch)
+            self._release(batch.blocks)
+            del batch
+        if self._index is not None:
+            with contextlib.suppress(sqlite3.Error):
+                self._index.close()
+        self._handover.end()
+
+    def _step(self, batch: Batch) -> None:
+        if not self.health.usable() or self._handover.overdue():
+            return
+        try:
+            folder, index = self._ready()
+            self._note(index, batch)
+            self._store(folder, index, batch.blocks)
+            if self._to_sweep and not batch.blocks:
+                sweep_shard(folder, index, self._to_sweep[0], self._wall())
+                self._to_sweep.popleft()
+            self.health.works()
+        except (OSError, sqlite3.Error, ConfigError) as error:
+            self._fail(error)
+        except Exception as error:  # a bug here must end neither the thread nor a reader
+            logger.exception("the block cache failed")
+            self._fail(error)
+
+    def _fail(self, error: Exception) -> None:
+        if self._index is not None:
+            with contextlib.suppress(sqlite3.Error):
+                self._index.close()
+            self._index = None
+        if isinstance(error, ConfigError):
+            reason = error.message
+        elif isinstance(error, OSError):
+            reason = f"{self._cache_dir}: {error.strerror or error}"
+        else:
+            reason = f"the index of {self._cache_dir}: {error}"
+        self.health.failed(reason)
+
+    def _ready(self) -> tuple[Folder, BlockIndex]:
+        folder = self.folder
+        if folder is None or folder.gone():
+            self._close_index()
+            self.folder = folder = open_folder(self._cache_dir)
+        if self._index is not None and self._index.replaced:
+            self._close_index()
+        if self._index is None:
+            self._index = open_index(folder)
+            if not self._index.ready:
+                adopt(folder, self._index)
+                self._swept = False  # temporary files are left for the sweep
+            if not self._swept:
+                self._to_sweep.extend(range(len(SHARDS)))
+                self._swept = True
+        return folder, self._index
+
+    def _close_index(self) -> None:
+        if self._index is not None:
+            self._index.close()
+            self._index = None
+
+    def _note(self, index: BlockIndex, batch: Batch) -> None:
+        for start in range(0, len(batch.gone), _ROWS_AT_ONCE):
+            gone = batch.gone[start : start + _ROWS_AT_ONCE]
+            index.run(lambda gone=gone: index.remove(gone))  # type: ignore[misc]  # mypy can't infer a lambda with a default
+        for start in range(0, len(batch.uses), _ROWS_AT_ONCE):
+            uses = batch.uses[start : start + _ROWS_AT_ONCE]
+            index.run(lambda uses=uses: index.touch(uses))  # type: ignore[misc]  # as above
+
+    def _store(self, folder: Folder, index: BlockIndex, blocks: deque[tuple[BlockKey, memoryview]]) -> None:
+        """Write blocks, taking them from the deque as they are done; what is left in it is dropped by the caller."""
+        offered: dict[str, _Block] = {}
+        while blocks:
+            key, data = blocks.popleft()
+            block = _Block(key, data, block_name(key), room.charge(header_length(identity(key)) + key.length))
+            del data
+            if block.name in offered:
+                self._handover.release(key.length, written=False)
+            else:
+                offered[block.name] = block
+        written: list[str] = []
+        try:
+            wanted = index.run(lambda: self._reserve(folder, index, list(offered.values())))
+            for name in offered.keys() - wanted:
+                self._handover.release(offered.pop(name).key.length, written=False)
+            while offered and not self._handover.overdue():
+                name = next(iter(offered))
+                block = offered[name]
+                folder.write(name, (encode_header(block.key, block.data), block.data))
+                del block, offered[name]
+                written.append(name)
+                self._handover.release(_length(name), written=True)
+        finally:
+            # Taken back where the disk failed or time was up; nothing is reserved where `run` failed.
+            for name in offered:
+                self._handover.release(_length(name), written=False)
+            if offered:
+                with contextlib.suppress(sqlite3.Error):
+                    index.run(lambda: index.remove(offered))
+        for name in written:
+            if not index.has(name):
+                folder.unlink(name)
+
+    def _reserve(self, folder: Folder, index: BlockIndex, blocks: list[_Block]) -> set[str]:
+        """Make room, add the rows of what fits, and return the names to write; within a transaction."""
+        blocks = [block for block in blocks if self._wanted(folder, index, block.name)]
+        used = index.used() + room.overhead(index.file_size(), len(blocks))
+        free, total = self._space(folder)
+        new = sum(block.cost for block in blocks)
+        bounds = {"limit": self._limits.size, "used": used, "free": free, "floor": self._limits.min_free.of(total)}
+        largest = max(0, self._limits.size - used + index.used())
+        while blocks and new > largest:  # not even an empty cache would hold them
+            new -= blocks.pop().cost
+        wanted = room.to_evict(new=new, **bounds)
+        freed, gone = index.evict(wanted) if wanted else (0, 0)
+        lacking = wanted - freed
+        while blocks and lacking > 0:
+            cost = blocks.pop().cost
+            lacking -= cost
+        for block in blocks:
+            index.add(block.name, block.cost)
+        self._handover.looked(index.used(), gone)
+        return {block.name for block in blocks}
+
+    def _wanted(self, folder: Folder, index: BlockIndex, name: str) -> bool:
+        if not index.has(name):
+            return True
+        if folder.stat(name) is not None:
+            return False
+        writing = folder.stat(name + TEMPORARY)
+        return writing is None or abs(self._wall() - writing.st_mtime) > IN_FLIGHT
+
+    def _space(self, folder: Folder) -> tuple[int, int]:
+        if self._limits.statvfs is not None:
+            return self._limits.statvfs(folder)
+        found = folder.statvfs()
+        return found.f_bavail * found.f_frsize, found.f_blocks * found.f_frsize
+
+    def _release(self, blocks: deque[tuple[BlockKey, memoryview]]) -> None:
+        while blocks:
+            key, _ = blocks.popleft()
+            self._handover.release(key.length, written=False)
+
+
+def _length(name: str) -> int:
+    return int(name.rpartition("-")[2])
