@@ -33,6 +33,9 @@ logger = logging.getLogger(__name__)
 BACKLOG = 32 * MiB
 """Bytes that may wait to be written: eight blocks, half a second of a slow disk."""
 
+SMALLEST = MiB
+"""The least limit: empty folders and an empty index take a quarter of it."""
+
 _CLOSE_LIMIT = 5.0
 """Seconds that `close` waits for the writer: `umount` must not hang on a dead disk."""
 
@@ -183,7 +186,7 @@ class DiskCache:
     def close(self) -> None:
         """Write what was taken, for a few seconds at most, and let go of the folder."""
         self._handover.close(self._clock() + _CLOSE_LIMIT, self._clock)
-        self._writer.join(_CLOSE_LIMIT + 1)
+        self._writer.join(_CLOSE_LIMIT * 1.2)  # the block being written when time was up
 
     def _read(self, key: BlockKey) -> bytes | None:
         folder = self._writer.folder
@@ -224,5 +227,9 @@ class DiskCache:
 def open_cache(
     folder: Path, *, limit: int, min_free: FreeFloor, backlog: int = BACKLOG, clock: Clock = time.monotonic
 ) -> DiskCache | NoCache:
-    """Return the block cache in `folder`; one that holds nothing where `limit` is 0."""
-    return DiskCache(folder, limit=limit, min_free=min_free, backlog=backlog, clock=clock) if limit > 0 else NoCache()
+    """Return the block cache in `folder`; one that holds nothing where `limit` is 0 or too small to be of use."""
+    if limit >= SMALLEST:
+        return DiskCache(folder, limit=limit, min_free=min_free, backlog=backlog, clock=clock)
+    if limit > 0:
+        logger.warning("the block cache is off: --cache-size is less than its own folders and index need (%d bytes)", SMALLEST)
+    return NoCache()

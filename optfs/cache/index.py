@@ -120,8 +120,8 @@ class BlockIndex(diskcache.Cache):  # type: ignore[misc]  # diskcache has no typ
         """Tell that the index knows every file."""
         self._sql(f"PRAGMA user_version = {_READY}").fetchall()
 
-    def run(self, job: Callable[[], T], *, limit: float = BUSY_LIMIT) -> T:
-        """Run `job` in a write transaction, and return what it returns; try for `limit` seconds while others hold the index.
+    def run(self, job: Callable[[], T]) -> T:
+        """Run `job` in a write transaction, and return what it returns; try for `BUSY_LIMIT` seconds while others hold the index.
 
         `job` may run more than once.
 
@@ -129,7 +129,7 @@ class BlockIndex(diskcache.Cache):  # type: ignore[misc]  # diskcache has no typ
             sqlite3.Error: busy for too long, damaged, or the disk fails. Nothing was changed, but files that the job removed are gone.
 
         """
-        until = time.monotonic() + limit
+        until = time.monotonic() + BUSY_LIMIT
         while True:
             try:
                 with self.transact():
@@ -162,11 +162,10 @@ class BlockIndex(diskcache.Cache):  # type: ignore[misc]  # diskcache has no typ
         """Tell whether there is a row for a block."""
         return self._sql("SELECT 1 FROM Cache WHERE key = ? AND raw = 1", (name,)).fetchone() is not None
 
-    def add(self, name: str, cost: int, used_at: float | None = None) -> None:
-        """Add or replace a row, used now or at `used_at` (seconds since the epoch); within `run`."""
+    def add(self, name: str, cost: int, at: float) -> None:
+        """Add or replace the row of a block stored and last used `at`, seconds since the epoch; within `run`."""
         self.set(name, cost)
-        if used_at is not None:
-            self.touch([(name, used_at)])
+        self._sql("UPDATE Cache SET store_time = ?, access_time = ? WHERE key = ? AND raw = 1", (at, at, name))
 
     def touch(self, uses: Iterable[tuple[str, float]]) -> None:
         """Set when blocks were used last, seconds since the epoch; within `run`."""

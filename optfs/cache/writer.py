@@ -219,7 +219,7 @@ class Writer:
             cost = blocks.pop().cost
             lacking -= cost
         for block in blocks:
-            index.add(block.name, block.cost)
+            index.add(block.name, block.cost, self._wall())
         self._handover.looked(index.used(), gone)
         return {block.name for block in blocks}
 

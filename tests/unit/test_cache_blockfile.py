@@ -1,0 +1,83 @@
+"""The name and the header of a block's file."""
+
+import re
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from optfs.cache import blockfile
+from optfs.cache.protocol import BlockKey
+from tests.support.caches import block_key, content
+
+KEY = BlockKey("gs://bucket/v1/account_id=1/event=caf\udce9", "1700000000000001", 5000, 1000, 300)
+OTHERS = [
+    replace(KEY, uri="gs://bucket/v1/account_id=1/event=caf"),
+    replace(KEY, version="1700000000000002"),
+    replace(KEY, size=5001),
+    replace(KEY, start=1001),
+    replace(KEY, length=301),
+]
+
+
+def test_header_fits_its_own_key_and_data_only() -> None:
+    """A header matches the key and the data it was made for, and no other key."""
+    header = blockfile.encode_header(KEY, content(KEY))
+    assert len(header) == blockfile.header_length(blockfile.identity(KEY))
+    assert blockfile.header_matches(header, blockfile.identity(KEY))
+    assert blockfile.data_matches(header, content(KEY))
+    assert not blockfile.data_matches(header, content(KEY)[:-1] + b"!")
+    assert [blockfile.header_matches(header, blockfile.identity(other)) for other in OTHERS] == [False] * len(OTHERS)
+
+
+def test_every_changed_byte_of_a_header_shows() -> None:
+    """Whichever byte of a header changes, the header or the data no longer matches."""
+    data = content(KEY)
+    header = blockfile.encode_header(KEY, data)
+    for at in range(len(header)):
+        changed = bytearray(header)
+        changed[at] ^= 0x10
+        assert not blockfile.header_matches(bytes(changed), blockfile.identity(KEY)), at
+    assert not blockfile.header_matches(header[:-1], blockfile.identity(KEY))
+
+
+def test_names_differ_with_each_part_of_the_identity() -> None:
+    """Two blocks never share a file."""
+    assert len({blockfile.block_name(key) for key in [KEY, *OTHERS]}) == 1 + len(OTHERS)
+
+
+def test_a_name_shows_nothing_of_the_object() -> None:
+    """Names hold digits, not the names of events."""
+    assert re.fullmatch(r"[0-9a-f]{32}-1000-300", blockfile.block_name(KEY))
+
+
+def test_the_key_comes_back_from_a_file() -> None:
+    """`verify` learns from the file alone what it holds."""
+    assert blockfile.parse_key(blockfile.encode_header(KEY, content(KEY)) + content(KEY)) == KEY
+
+
+@pytest.mark.parametrize("raw", [b"", b"x" * 10, b"x" * 1000, blockfile.encode_header(KEY, b"")[:60]])
+def test_what_is_no_block_file_has_no_key(raw: bytes) -> None:
+    """Rubbish and files cut within the header give None, no exception."""
+    assert blockfile.parse_key(raw) is None
+
+
+def test_name_comes_back_parsed() -> None:
+    """A name tells the object's id and the range."""
+    key = block_key(3)
+    assert blockfile.parse_name(blockfile.block_name(key)) == (blockfile.object_id(key.uri, key.version, key.size), key.start, key.length)
+
+
+@pytest.mark.parametrize(
+    "name", ["", "cache.db", "../x", "a" * 32, "a" * 32 + "-1-0", "a" * 32 + "-01-5", "a" * 32 + "-1-5.tmp", "A" * 32 + "-1-5"]
+)
+def test_other_names_are_no_blocks(name: str) -> None:
+    """Only what `block_name` makes is a block's name."""
+    assert blockfile.parse_name(name) is None
+
+
+@given(st.lists(st.tuples(st.integers(0, 60), st.integers(1, 20)), max_size=12))
+def test_union_counts_each_byte_once(ranges: list[tuple[int, int]]) -> None:
+    """Overlapping ranges are counted once."""
+    assert blockfile.union_length(ranges) == len({byte for start, length in ranges for byte in range(start, start + length)})
