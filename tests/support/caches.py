@@ -5,7 +5,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from optfs.cache.blockfile import block_name
+from optfs.cache.blockfile import block_name, parse_name
 from optfs.cache.disk import BACKLOG, DiskCache
 from optfs.cache.folder import BLOCKS, Folder
 from optfs.cache.protocol import BlockKey
@@ -84,16 +84,23 @@ def file_of(folder: Path, key: BlockKey) -> Path:
     return folder / BLOCKS / name[0] / name
 
 
+def keys_in(folder: Path, length: int) -> list[BlockKey]:
+    """Return the keys of the blocks of one length that lie in a folder."""
+    ranges = [parse_name(path.name) for path in (folder / BLOCKS).rglob("*")]
+    return [block_key(start // length, length) for _, start, size in filter(None, ranges) if size == length]
+
+
 def index_of(folder: Path) -> Path:
     """Return where the index is."""
     return folder / BLOCKS / "cache.db"
 
 
 def disk_usage(folder: Path) -> int:
-    """Return what `du` shows for a folder, bytes."""
+    """Return what `du` shows for a folder, bytes; less what a file system (XFS) allocates ahead for files still being written."""
     total = 0
     for path, _, files in os.walk(folder):
         total += os.lstat(path).st_blocks * 512
         for name in files:
-            total += os.lstat(Path(path, name)).st_blocks * 512
+            found = os.lstat(Path(path, name))
+            total += min(found.st_blocks * 512, -(-found.st_size // 4096) * 4096)
     return total

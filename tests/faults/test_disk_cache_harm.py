@@ -1,0 +1,576 @@
+"""Harm to the block cache: killed processes, damaged and planted files, locked and cut indexes, full and broken disks.
+
+Whatever happens, a block is right or missing, nothing is raised, nothing outside of the folder is touched, and all recovers.
+"""
+
+import contextlib
+import errno
+import logging
+import os
+import pickle
+import random
+import resource
+import shutil
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from optfs.cache.folder import BLOCKS
+from optfs.cache.maintenance import verify_cache
+from optfs.values import KiB, MiB
+from tests.support.caches import BLOCK, WAIT, HandClock, block_key, content, disk_usage, file_of, fill, held, index_of, keys_in, make_cache
+
+KEYS = [block_key(number) for number in range(8)]
+ALL = [True] * len(KEYS)
+NONE = [False] * len(KEYS)
+
+
+@pytest.fixture
+def filled(tmp_path: Path) -> Path:
+    """Make a cache folder with all of KEYS in it, and no process that uses it."""
+    cache = make_cache(tmp_path / "cache")
+    fill(cache, *KEYS)
+    cache.close()
+    return tmp_path / "cache"
+
+
+def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
+    """Return the warnings of the cache so far."""
+    return [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING and record.name.startswith("optfs.cache")]
+
+
+@contextlib.contextmanager
+def child(folder: Path, limit: int, first: int, length: int, stored: int) -> Iterator[subprocess.Popen[bytes]]:
+    """Run a process that writes blocks; entered when it has stored some."""
+    command = [sys.executable, "-m", "tests.support.cache_child", str(folder), str(limit), str(first), str(length)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, cwd=Path(__file__).parents[2])
+    try:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if int(line) >= stored:
+                break
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def test_after_kill_9_every_block_is_right_or_missing(tmp_path: Path) -> None:
+    """A process killed while it writes leaves no wrong block, and what it left half-done is removed later."""
+    for round_ in range(3):
+        with child(tmp_path, 64 * MiB, round_ * 1000, 256 * KiB, 20) as process:
+            process.kill()
+            process.wait()
+    cache = make_cache(tmp_path, wall=HandClock(time.time() + 1000))
+    assert cache.flush(WAIT)
+    found = held(cache, *keys_in(tmp_path, 256 * KiB))
+    assert len(found) >= 20
+    assert all(found)
+    assert cache.stats().damaged == 0
+    assert not list((tmp_path / BLOCKS).rglob("*.tmp"))
+    fill(cache, block_key(5000))
+    assert held(cache, block_key(5000)) == [True]
+    cache.close()
+    report = verify_cache(tmp_path, wall=lambda: time.time() + 2000)
+    assert (report.damaged, report.orphans, report.rows) == (0, 0, 0)
+
+
+def test_two_processes_stay_within_one_limit(tmp_path: Path) -> None:
+    """Whenever both are stopped, the folder as du sees it is within the limit."""
+    limit = 6 * MiB
+    with child(tmp_path, limit, 0, 200 * KiB, 20) as one, child(tmp_path, limit, 100_000, 300 * KiB, 20) as two:
+        for _ in range(15):
+            for process in (one, two):
+                process.send_signal(signal.SIGSTOP)
+                os.waitpid(process.pid, os.WUNTRACED)
+            assert MiB < disk_usage(tmp_path / BLOCKS) <= limit
+            for process in (one, two):
+                process.send_signal(signal.SIGCONT)
+            time.sleep(random.uniform(0.005, 0.05))  # where it stops is arbitrary: the invariant holds everywhere
+        assert (one.poll(), two.poll()) == (None, None)
+
+
+def test_every_changed_byte_makes_a_miss(filled: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Whichever byte of a file changes, the block is missing, its file goes, and the next put brings it back. One warning for all."""
+    cache = make_cache(filled)
+    path = file_of(filled, KEYS[0])
+    good = path.read_bytes()
+    places = [*range(0, 220, 7), len(good) // 2, len(good) - 1]
+    for place in places:
+        bad = bytearray(good)
+        bad[place] ^= 0x40
+        path.write_bytes(bad)
+        assert held(cache, KEYS[0]) == [False], place
+        assert not path.exists()
+        path.write_bytes(good)
+    assert cache.flush(WAIT)
+    assert cache.stats().damaged == len(places)
+    assert len(warnings(caplog)) == 1
+    path.unlink(missing_ok=True)
+    fill(cache, KEYS[0])
+    assert held(cache, *KEYS) == ALL
+    cache.close()
+
+
+@pytest.mark.parametrize("length", [0, 1, 50, 190, 1000, BLOCK])
+def test_a_cut_file_makes_a_miss(filled: Path, length: int) -> None:
+    """A file cut while the mount runs, anywhere, is dropped."""
+    cache = make_cache(filled)
+    os.truncate(file_of(filled, KEYS[0]), length)
+    assert held(cache, *KEYS) == [False, *ALL[1:]]
+    fill(cache, KEYS[0])
+    assert held(cache, *KEYS) == ALL
+    cache.close()
+
+
+def test_a_longer_file_makes_a_miss(filled: Path) -> None:
+    """Bytes behind the block are damage too."""
+    cache = make_cache(filled)
+    with file_of(filled, KEYS[0]).open("ab") as file:
+        file.write(b"x")
+    assert held(cache, KEYS[0]) == [False]
+    cache.close()
+
+
+def test_nothing_is_mapped(filled: Path) -> None:
+    """No file of the cache is mapped into memory: cutting a mapped one kills the process."""
+    cache = make_cache(filled)
+    assert held(cache, *KEYS) == ALL
+    assert cache.flush(WAIT)
+    assert str(filled) not in Path("/proc/self/maps").read_text()
+    cache.close()
+
+
+@pytest.mark.parametrize("fraction", [0.0, 0.3, 0.9])
+def test_an_index_cut_while_running_costs_no_read(filled: Path, fraction: float, caplog: pytest.LogCaptureFixture) -> None:
+    """Blocks stay readable; after a while the index is made anew, with all files in it, and blocks are stored again."""
+    clock = HandClock()
+    cache = make_cache(filled, clock=clock)
+    assert cache.flush(WAIT)
+    index = index_of(filled)
+    os.truncate(index, int(index.stat().st_size * fraction))
+    new = [block_key(number) for number in range(100, 104)]
+    fill(cache, *new)
+    assert held(cache, *KEYS) == ALL
+    for _ in range(2):
+        clock.now += 31
+        fill(cache, *new)
+    assert held(cache, *KEYS, *new) == ALL + [True] * 4
+    assert cache.stats().state == "on"
+    assert len(warnings(caplog)) <= 1
+    cache.close()
+    assert verify_cache(filled).checked == len(KEYS) + 4
+
+
+def rubbish(index: Path) -> None:
+    """Overwrite all."""
+    index.write_bytes(random.Random(1).randbytes(index.stat().st_size))
+
+
+def rubbish_inside(index: Path) -> None:
+    """Overwrite what comes after the first page."""
+    with index.open("r+b") as file:
+        file.seek(4096)
+        file.write(random.Random(2).randbytes(index.stat().st_size - 4096))
+
+
+def without_tables(index: Path) -> None:
+    """Leave a sound database that isn't an index."""
+    index.unlink()
+    with contextlib.closing(sqlite3.connect(index)) as connection:
+        connection.execute("CREATE TABLE Settings (a)")
+        connection.commit()
+
+
+def rows_lost(index: Path) -> None:
+    """Remove all rows, and tell wrong totals."""
+    with contextlib.closing(sqlite3.connect(index)) as connection:
+        connection.execute("DELETE FROM Cache")
+        connection.execute("UPDATE Settings SET value = -5 WHERE key = 'size'")
+        connection.commit()
+
+
+@pytest.mark.parametrize("harm", [Path.unlink, rubbish, rubbish_inside, without_tables, rows_lost])
+def test_a_broken_index_is_made_anew_with_all_blocks_in_it(filled: Path, harm: Callable[[Path], object]) -> None:
+    """Whatever became of the index between two mounts, no block is lost, and the limit holds with those blocks counted."""
+    harm(index_of(filled))
+    cache = make_cache(filled, limit=2 * MiB)
+    assert cache.flush(WAIT)
+    assert cache.stats().size >= len(KEYS) * BLOCK
+    assert held(cache, *KEYS) == ALL
+    for number in range(100, 140):
+        fill(cache, block_key(number))
+        assert disk_usage(filled / BLOCKS) <= 2 * MiB
+    assert held(cache, block_key(139)) == [True]
+    assert cache.stats().state == "on"
+    cache.close()
+
+
+def test_an_index_removed_while_running_is_made_anew(filled: Path) -> None:
+    """The next block that is stored goes into a new index, with the older ones."""
+    cache = make_cache(filled)
+    assert cache.flush(WAIT)
+    index_of(filled).unlink()
+    fill(cache, block_key(100))
+    assert held(cache, *KEYS, block_key(100)) == [*ALL, True]
+    cache.close()
+    assert verify_cache(filled).checked == len(KEYS) + 1
+
+
+def test_a_locked_index_costs_no_read_and_recovers(filled: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    """While another process holds the index for good: blocks are read, new ones dropped, with one warning; later all works again."""
+    monkeypatch.setattr("optfs.cache.index.BUSY_LIMIT", 0.1)
+    clock = HandClock()
+    cache = make_cache(filled, clock=clock)
+    assert cache.flush(WAIT)
+    with contextlib.closing(sqlite3.connect(index_of(filled), isolation_level=None)) as other:
+        other.execute("BEGIN EXCLUSIVE")
+        for _ in range(3):
+            clock.now += 31
+            fill(cache, block_key(100))
+            assert held(cache, *KEYS, block_key(100)) == [*ALL, False]
+        assert "locked" in cache.stats().state
+        assert len(warnings(caplog)) == 1
+        other.execute("ROLLBACK")
+    clock.now += 31
+    fill(cache, block_key(100))
+    assert held(cache, block_key(100)) == [True]
+    assert cache.stats().state == "on"
+    cache.close()
+
+
+def test_a_mount_starts_while_the_index_is_locked(filled: Path) -> None:
+    """Opening waits for nobody: reads work at once."""
+    with contextlib.closing(sqlite3.connect(index_of(filled), isolation_level=None)) as other:
+        other.execute("BEGIN EXCLUSIVE")
+        cache = make_cache(filled)
+        assert held(cache, *KEYS) == ALL
+        assert cache.flush(WAIT)
+        assert "locked" in cache.stats().state
+        cache.close()
+        other.execute("ROLLBACK")
+
+
+class Bomb:
+    """Makes a folder when it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Callable[[str], None], tuple[str]]:
+        return os.mkdir, (str(self.path),)
+
+
+def test_nothing_is_ever_unpickled(filled: Path, tmp_path: Path) -> None:
+    """Planted rows with pickled keys and values, and with file names that lead outside, are dropped without effect."""
+    bomb, victim = tmp_path / "exploded", tmp_path / "victim"
+    victim.write_text("precious")
+    pickled = pickle.dumps(Bomb(bomb))
+    name = file_of(filled, KEYS[0]).name
+    file_of(filled, KEYS[1]).write_bytes(pickled)
+    insert = "INSERT INTO Cache(key, raw, store_time, access_time, size, mode, filename, value) VALUES (?, ?, 1.0, 1.0, 100, ?, ?, ?)"
+    with contextlib.closing(sqlite3.connect(index_of(filled))) as connection:
+        connection.execute("UPDATE Cache SET mode = 4, value = ?, filename = NULL WHERE key = ?", (pickled, name))
+        connection.execute("UPDATE Cache SET mode = 4 WHERE key = ?", (file_of(filled, KEYS[1]).name,))
+        connection.execute(insert, (pickled, 0, 2, None, None))
+        connection.execute(insert, ("text", 1, 4, None, pickled))
+        connection.execute(insert, ("../../victim", 1, 2, "../../victim", None))
+        connection.commit()
+    cache = make_cache(filled, limit=MiB)
+    held(cache, *KEYS)
+    fill(cache, *(block_key(number, 200 * KiB) for number in range(100, 110)))
+    assert cache.stats().evicted > 0
+    held(cache, *KEYS)
+    cache.close()
+    verify_cache(filled)
+    with contextlib.closing(sqlite3.connect(index_of(filled))) as connection:
+        assert connection.execute("SELECT COUNT(*) FROM Cache WHERE raw = 0 OR mode != 2 OR key NOT LIKE '%-%-%'").fetchone() == (0,)
+    assert not bomb.exists()
+    assert victim.read_text() == "precious"
+
+
+def test_a_link_in_place_of_a_block_is_not_followed(filled: Path, tmp_path: Path) -> None:
+    """Not even to a sound copy of the block; the link goes, what it led to stays."""
+    cache = make_cache(filled)
+    path, outside = file_of(filled, KEYS[0]), tmp_path / "outside"
+    shutil.move(path, outside)
+    path.symlink_to(outside)
+    before = outside.read_bytes()
+    assert held(cache, KEYS[0]) == [False]
+    assert not path.is_symlink()
+    fill(cache, KEYS[0])
+    assert held(cache, KEYS[0]) == [True]
+    assert outside.read_bytes() == before
+    cache.close()
+
+
+def test_a_link_in_the_way_of_a_write_is_not_followed(filled: Path, tmp_path: Path) -> None:
+    """A planted temporary name leads a write nowhere."""
+    outside = tmp_path / "outside"
+    outside.write_text("precious")
+    cache = make_cache(filled)
+    assert cache.flush(WAIT)
+    path = file_of(filled, block_key(100))
+    path.with_name(path.name + ".tmp").symlink_to(outside)
+    path.symlink_to(outside)
+    fill(cache, block_key(100))
+    assert held(cache, block_key(100)) == [True]
+    assert outside.read_text() == "precious"
+    cache.close()
+
+
+def test_links_in_place_of_shards_and_index_are_not_followed(filled: Path, tmp_path: Path) -> None:
+    """They are replaced by what belongs there."""
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "cache.db").write_text("precious")
+    shutil.rmtree(file_of(filled, KEYS[0]).parent)
+    file_of(filled, KEYS[0]).parent.symlink_to(outside)
+    index_of(filled).unlink()
+    index_of(filled).symlink_to(outside / "cache.db")
+    cache = make_cache(filled)
+    fill(cache, *KEYS)
+    assert held(cache, *KEYS) == ALL
+    cache.close()
+    assert not index_of(filled).is_symlink()
+    assert [path.name for path in outside.iterdir()] == ["cache.db"]
+    assert (outside / "cache.db").read_text() == "precious"
+
+
+def test_a_fifo_in_place_of_a_block_does_not_hang(filled: Path) -> None:
+    """What isn't a regular file is dropped."""
+    cache = make_cache(filled)
+    path = file_of(filled, KEYS[0])
+    path.unlink()
+    os.mkfifo(path)
+    assert held(cache, KEYS[0]) == [False]
+    assert not path.exists()
+    cache.close()
+
+
+def works_not(folder: Path, caplog: pytest.LogCaptureFixture, reason: str) -> None:
+    """Assert that a cache in this folder is off with one warning and raises nothing."""
+    cache = make_cache(folder)
+    fill(cache, *KEYS[:3])
+    assert held(cache, *KEYS) == NONE
+    assert reason in cache.stats().state
+    cache.close()
+    assert len(warnings(caplog)) == 1
+    assert reason in warnings(caplog)[0]
+
+
+def test_a_folder_that_others_may_write_to_is_not_used(filled: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Others could plant blocks."""
+    (filled / BLOCKS).chmod(0o777)
+    works_not(filled, caplog, "others may write")
+
+
+def test_a_parent_that_others_may_write_to_is_not_used(filled: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Others could swap the folder."""
+    filled.chmod(0o777)
+    works_not(filled, caplog, "others may write")
+
+
+def test_a_folder_that_others_may_only_read_is_closed_to_them(filled: Path) -> None:
+    """0755 becomes 0700."""
+    (filled / BLOCKS).chmod(0o755)
+    cache = make_cache(filled)
+    assert held(cache, *KEYS) == ALL
+    assert (filled / BLOCKS).stat().st_mode & 0o777 == 0o700
+    cache.close()
+
+
+def test_another_users_folder_is_not_used(filled: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its owner could plant blocks."""
+    other = os.geteuid() + 1
+    monkeypatch.setattr(os, "geteuid", lambda: other)
+    works_not(filled, caplog, "another user")
+
+
+def test_a_link_is_not_used_as_the_folder(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Neither the cache folder nor the one of blocks may be a link."""
+    (tmp_path / "real").mkdir()
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache" / BLOCKS).symlink_to(tmp_path / "real")
+    works_not(tmp_path / "cache", caplog, "not a folder")
+    caplog.clear()
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    works_not(tmp_path / "link", caplog, "not a folder")
+    assert not list((tmp_path / "real").iterdir())
+
+
+def test_a_folder_that_cannot_be_made(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A file in the way turns the cache off."""
+    (tmp_path / "file").write_text("")
+    works_not(tmp_path / "file" / "cache", caplog, "Not a directory")
+
+
+def test_a_folder_removed_while_running_is_made_anew(filled: Path) -> None:
+    """Misses, then a new folder with the next block."""
+    cache = make_cache(filled)
+    assert cache.flush(WAIT)
+    shutil.rmtree(filled)
+    assert held(cache, *KEYS) == NONE
+    fill(cache, *KEYS)
+    assert held(cache, *KEYS) == ALL
+    assert file_of(filled, KEYS[0]).exists()
+    cache.close()
+
+
+def test_a_shard_removed_while_running_is_made_anew(filled: Path) -> None:
+    """One subfolder gone costs its blocks only, and they can be stored again."""
+    cache = make_cache(filled)
+    assert cache.flush(WAIT)
+    shutil.rmtree(file_of(filled, KEYS[0]).parent)
+    assert held(cache, KEYS[0]) == [False]
+    fill(cache, *KEYS)
+    assert held(cache, *KEYS) == ALL
+    cache.close()
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EIO, errno.EDQUOT, errno.EACCES])
+def test_a_failing_disk_turns_writing_off_for_a_while(
+    filled: Path, number: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What is there stays readable; one warning; no attempts in between; all works once the disk does."""
+    clock = HandClock()
+    cache = make_cache(filled, clock=clock)
+    assert cache.flush(WAIT)
+    real, attempts = os.writev, []
+
+    def fail(fd: int, parts: object) -> int:
+        attempts.append(fd)
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "writev", fail)
+    for _ in range(5):
+        fill(cache, block_key(100), block_key(101))
+    assert len(attempts) == 1
+    clock.now += 31
+    fill(cache, block_key(100))
+    assert len(attempts) == 2
+    assert held(cache, *KEYS, block_key(100)) == [*ALL, False]
+    assert os.strerror(number) in cache.stats().state
+    assert len(warnings(caplog)) == 1
+    monkeypatch.setattr(os, "writev", real)
+    clock.now += 31
+    fill(cache, block_key(100), block_key(101))
+    assert held(cache, block_key(100), block_key(101)) == [True, True]
+    assert cache.stats().state == "on"
+    cache.close()
+    report = verify_cache(filled)
+    assert (report.checked, report.orphans, report.rows) == (len(KEYS) + 2, 0, 0)
+
+
+def test_short_writes_are_continued(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A write that the system cuts is continued where it stopped, in the header or in the data."""
+    cuts = iter([3, 500, 70_000] * 3)
+    monkeypatch.setattr(os, "writev", lambda fd, parts: os.write(fd, b"".join(parts)[: next(cuts)]))
+    cache = make_cache(tmp_path)
+    fill(cache, *KEYS[:3])
+    assert held(cache, *KEYS[:3]) == [True] * 3
+    cache.close()
+
+
+def test_a_limit_of_the_system_on_file_sizes(tmp_path: Path) -> None:
+    """A write cut by the kernel itself (EFBIG) leaves no file, and small blocks are still read."""
+    script = (
+        "import sys\nfrom pathlib import Path\nfrom tests.support.caches import *\n"
+        "cache = make_cache(Path(sys.argv[1]))\n"
+        "fill(cache, block_key(0), block_key(1, 1024 * 1024))\n"
+        "assert held(cache, block_key(0), block_key(1, 1024 * 1024)) == [True, False]\n"
+        "assert 'File too large' in cache.stats().state, cache.stats()\n"
+        "cache.close()\n"
+    )
+
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (512 * KiB, 512 * KiB))
+
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(tmp_path)],
+        cwd=Path(__file__).parents[2],
+        preexec_fn=limit,
+        timeout=60,
+        check=False,
+        capture_output=True,
+    )
+    assert done.returncode == 0, done.stderr.decode()
+    assert len([path for path in (tmp_path / BLOCKS).rglob("*") if path.is_file()]) == 3  # the tag, the index, one block
+
+
+def test_a_disk_that_cannot_be_read(filled: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    """EIO is a miss and one warning; with a disk that works again, blocks come back."""
+    cache = make_cache(filled)
+    real = os.pread
+
+    def fail(fd: int, length: int, offset: int) -> bytes:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(os, "pread", fail)
+    assert held(cache, *KEYS) == NONE
+    monkeypatch.setattr(os, "pread", real)
+    fill(cache, *KEYS)
+    assert held(cache, *KEYS) == ALL
+    assert len(warnings(caplog)) == 1
+    cache.close()
+
+
+def test_a_disk_that_can_be_neither_read_nor_changed(
+    filled: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Reading is given up for a while, so that a dead disk doesn't slow every read; then it is tried again."""
+    clock = HandClock()
+    cache = make_cache(filled, clock=clock)
+    assert cache.flush(WAIT)
+    real_open, real_unlink, attempts = os.open, os.unlink, []
+
+    def fail(path: object, *args: object, **kwargs: object) -> int:
+        attempts.append(path)
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "open", fail)
+        patch.setattr(os, "unlink", fail)
+        assert held(cache, *KEYS) == NONE
+        assert cache.flush(WAIT)
+        tried = len(attempts)
+        assert held(cache, *KEYS) == NONE
+        assert len(attempts) == tried
+    assert (os.open, os.unlink) == (real_open, real_unlink)
+    assert "Input/output error" in cache.stats().state
+    clock.now += 31
+    fill(cache, *KEYS)
+    assert held(cache, *KEYS) == ALL
+    assert cache.stats().state == "on"
+    assert len(warnings(caplog)) == 2  # the block's, and the disk's
+    cache.close()
+
+
+@pytest.mark.log_errors
+def test_a_bug_in_the_writer_costs_no_read(filled: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Even an exception that nobody foresaw ends neither the thread nor a reader."""
+    clock = HandClock()
+    cache = make_cache(filled, clock=clock)
+    assert cache.flush(WAIT)
+    with monkeypatch.context() as patch:
+        patch.setattr("optfs.cache.room.to_evict", lambda **_: 1 / 0)
+        fill(cache, block_key(100))
+        assert held(cache, *KEYS) == ALL
+    clock.now += 31
+    fill(cache, block_key(100))
+    assert held(cache, block_key(100)) == [True]
+    cache.close()
+
+
+def test_no_secret_or_name_lies_in_the_clear_outside_of_blocks(filled: Path) -> None:
+    """The index and the names of files don't tell which experiments were read."""
+    names = " ".join(str(path) for path in filled.rglob("*"))
+    assert "experiment" not in names
+    assert b"experiment" not in index_of(filled).read_bytes()
+    assert content(KEYS[0]) in file_of(filled, KEYS[0]).read_bytes()
