@@ -180,8 +180,10 @@ class Writer:
             else:
                 offered[block.name] = block
         written: list[str] = []
+        reserved = False
         try:
             wanted = index.run(lambda: self._reserve(folder, index, list(offered.values())))
+            reserved = True
             for name in offered.keys() - wanted:
                 self._handover.release(offered.pop(name).key.length, written=False)
             while offered and not self._handover.overdue():
@@ -192,10 +194,10 @@ class Writer:
                 written.append(name)
                 self._handover.release(_length(name), written=True)
         finally:
-            # Taken back where the disk failed or time was up; nothing is reserved where `run` failed.
+            # What the disk failed to hold, or there was no time for, is taken back.
             for name in offered:
                 self._handover.release(_length(name), written=False)
-            if offered:
+            if offered and reserved:
                 with contextlib.suppress(sqlite3.Error):
                     index.run(lambda: index.remove(offered))
         for name in written:

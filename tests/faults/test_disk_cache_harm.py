@@ -325,6 +325,25 @@ def test_a_link_in_the_way_of_a_write_is_not_followed(filled: Path, tmp_path: Pa
     cache.close()
 
 
+def test_a_link_that_appears_just_before_a_write_is_not_followed(
+    filled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The temporary file is always a new one: where something has its name, nothing is written."""
+    outside = tmp_path / "outside"
+    outside.write_text("precious")
+    cache = make_cache(filled)
+    assert cache.flush(WAIT)
+    path = file_of(filled, block_key(100))
+    path.with_name(path.name + ".tmp").symlink_to(outside)
+    real = os.unlink
+    monkeypatch.setattr(os, "unlink", lambda name, **kwargs: None if str(name).endswith(".tmp") else real(name, **kwargs))
+    fill(cache, block_key(100))
+    assert held(cache, *KEYS, block_key(100)) == [*ALL, False]
+    assert outside.read_text() == "precious"
+    assert len(warnings(caplog)) == 1
+    cache.close()
+
+
 def test_links_in_place_of_shards_and_index_are_not_followed(filled: Path, tmp_path: Path) -> None:
     """They are replaced by what belongs there."""
     outside = tmp_path / "outside"
@@ -420,6 +439,18 @@ def test_a_folder_removed_while_running_is_made_anew(filled: Path) -> None:
     fill(cache, *KEYS)
     assert held(cache, *KEYS) == ALL
     assert file_of(filled, KEYS[0]).exists()
+    cache.close()
+
+
+def test_a_folder_moved_away_while_running_is_made_anew(filled: Path) -> None:
+    """Blocks go where the configuration says, not into a folder that somebody put aside."""
+    cache = make_cache(filled)
+    assert cache.flush(WAIT)
+    aside = filled.rename(filled.with_name("aside"))
+    fill(cache, block_key(100))
+    assert file_of(filled, block_key(100)).exists()
+    assert not file_of(aside, block_key(100)).exists()
+    assert held(cache, KEYS[0], block_key(100)) == [False, True]
     cache.close()
 
 
