@@ -1,0 +1,35 @@
+# Each target sets up what it needs first; see scripts/setup.sh.
+PYTHON := .venv/bin/python
+
+.PHONY: help setup demo test check bench soak clean
+
+help:
+	@echo "make demo    show the main job on embedded services, and leave nothing behind"
+	@echo "make test    run the tests"
+	@echo "make check   lint, types and the direction of imports"
+	@echo "make bench   measure beside what is installed of s3fs, rclone and Mountpoint"
+	@echo "make soak    an hour of random load and faults (MINUTES=60)"
+
+setup:
+	@scripts/setup.sh
+
+demo: setup
+	@$(PYTHON) -m optfs demo --once
+
+test: setup
+	@$(PYTHON) -m pytest
+
+check: setup
+	@$(PYTHON) -m ruff check .
+	@$(PYTHON) -m ruff format --check .
+	@MYPYPATH=scripts $(PYTHON) -m mypy
+	@.venv/bin/lint-imports
+
+bench: setup
+	@$(PYTHON) scripts/bench.py
+
+soak: setup
+	@$(PYTHON) scripts/soak.py --minutes $(or $(MINUTES),60)
+
+clean:
+	@rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
