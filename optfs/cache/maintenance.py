@@ -118,7 +118,7 @@ def adopt(folder: Folder, index: BlockIndex) -> None:
                 found = folder.stat(name) if name.startswith(digit) and blockfile.parse_name(name) else None
                 if found is not None and stat.S_ISREG(found.st_mode):
                     index.add(name, charge(found.st_size), found.st_mtime)
-                elif not name.endswith(TEMPORARY):  # those may be in another process's hands; a later sweep decides
+                else:
                     folder.unlink_in(shard, name)
 
         index.run(job)

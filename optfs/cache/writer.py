@@ -149,10 +149,9 @@ class Writer:
             self._index = open_index(folder)
             if not self._index.ready:
                 adopt(folder, self._index)
-                self._swept = False  # temporary files are left for the sweep
-            if not self._swept:
+            elif not self._swept:
                 self._to_sweep.extend(range(len(SHARDS)))
-                self._swept = True
+            self._swept = True
         return folder, self._index
 
     def _close_index(self) -> None:

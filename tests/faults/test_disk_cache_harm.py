@@ -16,12 +16,12 @@ import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
 
-from optfs.cache.folder import BLOCKS
+from optfs.cache.folder import BLOCKS, Folder
 from optfs.cache.maintenance import verify_cache
 from optfs.values import KiB, MiB
 from tests.support.caches import BLOCK, WAIT, HandClock, block_key, content, disk_usage, file_of, fill, held, index_of, keys_in, make_cache
@@ -295,6 +295,77 @@ def test_nothing_is_ever_unpickled(filled: Path, tmp_path: Path) -> None:
     assert victim.read_text() == "precious"
 
 
+def test_planted_rows_and_totals_are_not_believed(filled: Path) -> None:
+    """Rows that aren't blocks go when the index is opened, and sizes are counted anew."""
+    cache = make_cache(filled)
+    assert cache.flush(WAIT)
+    size = cache.stats().size
+    cache.close()
+    insert = "INSERT INTO Cache(key, raw, store_time, access_time, size, mode) VALUES (?, ?, ?, 1.0, ?, ?)"
+    name = file_of(filled, block_key(100)).name
+    with contextlib.closing(sqlite3.connect(index_of(filled))) as connection:
+        for row in [
+            ("../../victim", 1, 1.0, 100, 2),
+            (b"\x80", 1, 1.0, 100, 2),
+            (name, 0, 1.0, 100, 2),
+            (name, 1, 1.0, -100, 2),
+            (name[:-1], 1, None, 1, 2),
+        ]:
+            connection.execute(insert, row)
+        connection.execute("UPDATE Settings SET value = -1000000 WHERE key = 'size'")
+        connection.commit()
+    cache = make_cache(filled)
+    assert cache.flush(WAIT)
+    assert cache.stats().size == size
+    cache.close()
+    with contextlib.closing(sqlite3.connect(index_of(filled))) as connection:
+        assert {key for (key,) in connection.execute("SELECT key FROM Cache")} == {file_of(filled, key).name for key in KEYS}
+
+
+def test_a_block_that_another_mount_evicts_while_it_is_written_leaves_no_file(filled: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file without a row would count for nobody's limit."""
+    cache = make_cache(filled)
+    assert cache.flush(WAIT)
+    write = Folder.write
+
+    def evict_first(self: Folder, name: str, parts: Sequence[bytes | memoryview]) -> None:
+        with contextlib.closing(sqlite3.connect(index_of(filled))) as other:
+            other.execute("DELETE FROM Cache WHERE key = ?", (name,))
+            other.commit()
+        write(self, name, parts)
+
+    monkeypatch.setattr(Folder, "write", evict_first)
+    fill(cache, block_key(100))
+    assert not file_of(filled, block_key(100)).exists()
+    assert held(cache, *KEYS, block_key(100)) == [*ALL, False]
+    cache.close()
+
+
+def test_a_commit_that_meets_a_reader_is_tried_again(
+    filled: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Somebody who looks into the index for a while delays a write, no more."""
+    cache = make_cache(filled)
+    assert cache.flush(WAIT)
+    with contextlib.closing(sqlite3.connect(index_of(filled), isolation_level=None, check_same_thread=False)) as reader:
+        reader.execute("BEGIN")
+        assert reader.execute("SELECT COUNT(*) FROM Cache").fetchone() == (len(KEYS),)
+        waits = []
+
+        def wait(low: float, high: float) -> float:
+            waits.append(low)
+            if reader.in_transaction:
+                reader.execute("COMMIT")
+            return low
+
+        monkeypatch.setattr("optfs.cache.index.random.uniform", wait)
+        fill(cache, block_key(100))
+    assert waits
+    assert held(cache, block_key(100)) == [True]
+    assert not warnings(caplog)
+    cache.close()
+
+
 def test_a_link_in_place_of_a_block_is_not_followed(filled: Path, tmp_path: Path) -> None:
     """Not even to a sound copy of the block; the link goes, what it led to stays."""
     cache = make_cache(filled)
@@ -491,8 +562,8 @@ def test_a_failing_disk_turns_writing_off_for_a_while(
     assert len(warnings(caplog)) == 1
     monkeypatch.setattr(os, "writev", real)
     clock.now += 31
-    fill(cache, block_key(100), block_key(101))
-    assert held(cache, block_key(100), block_key(101)) == [True, True]
+    fill(cache, block_key(101), block_key(102))
+    assert held(cache, *(block_key(number) for number in (100, 101, 102))) == [False, True, True]
     assert cache.stats().state == "on"
     cache.close()
     report = verify_cache(filled)

@@ -33,6 +33,7 @@ def test_clear_empties_the_cache_of_a_running_mount(tmp_path: Path) -> None:
     fill(cache, *KEYS)
     assert clear_cache(tmp_path).blocks == len(KEYS)
     assert inspect_cache(tmp_path).blocks == 0
+    assert verify_cache(tmp_path, wall=lambda: 9e9) == VerifyReport(checked=0, damaged=0, orphans=0, rows=0)
     assert held(cache, *KEYS) == [False] * len(KEYS)
     fill(cache, KEYS[0])
     assert held(cache, KEYS[0]) == [True]
