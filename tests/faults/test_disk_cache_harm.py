@@ -130,11 +130,15 @@ def test_a_cut_file_makes_a_miss(filled: Path, length: int) -> None:
 
 
 def test_a_longer_file_makes_a_miss(filled: Path) -> None:
-    """Bytes behind the block are damage too."""
+    """Bytes behind the block are damage too; what is dropped no longer counts."""
     cache = make_cache(filled)
+    assert cache.flush(WAIT)
+    size = cache.stats().size
     with file_of(filled, KEYS[0]).open("ab") as file:
         file.write(b"x")
     assert held(cache, KEYS[0]) == [False]
+    assert cache.flush(WAIT)
+    assert size - cache.stats().size >= BLOCK
     cache.close()
 
 

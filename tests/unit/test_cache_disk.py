@@ -3,6 +3,7 @@
 import os
 import random
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -173,6 +174,51 @@ def test_put_never_waits_and_holds_no_more_than_the_backlog(tmp_path: Path, monk
     assert held(cache, *keys) == [True, True, False, False]
     fill(cache, keys[3])
     assert held(cache, keys[3]) == [True]
+    cache.close()
+
+
+def test_a_block_offered_twice_counts_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same block from two readers is written once, and gives back the backlog it took."""
+    stuck, reached = threading.Event(), threading.Event()
+    write = Folder.write
+
+    def stick(self: Folder, name: str, parts: Sequence[bytes | memoryview]) -> None:
+        reached.set()
+        stuck.wait(WAIT)
+        write(self, name, parts)
+
+    monkeypatch.setattr(Folder, "write", stick)
+    cache = make_cache(tmp_path, backlog=3 * BLOCK)
+    cache.put(block_key(0), memoryview(content(block_key(0))))
+    assert reached.wait(WAIT)
+    for _ in range(2):
+        cache.put(block_key(1), memoryview(content(block_key(1))))
+    stuck.set()
+    assert cache.flush(WAIT)
+    assert (cache.stats().stored, cache.stats().dropped) == (2, 1)
+    stuck.clear()
+    for number in range(2, 5):
+        cache.put(block_key(number), memoryview(content(block_key(number))))
+    stuck.set()
+    assert cache.flush(WAIT)
+    assert held(cache, *(block_key(number) for number in range(5))) == [True] * 5
+    cache.close()
+
+
+def test_what_another_mount_is_writing_is_left_to_it(tmp_path: Path) -> None:
+    """A fresh temporary file beside a row means that the block is on its way; an old one that its writer was killed."""
+    wall = HandClock()
+    cache = make_cache(tmp_path, wall=wall)
+    fill(cache, block_key(0))
+    path = file_of(tmp_path, block_key(0))
+    temporary = path.rename(path.with_name(path.name + ".tmp"))
+    os.utime(temporary, (wall.now, wall.now))
+    fill(cache, block_key(0))
+    assert (path.exists(), temporary.exists()) == (False, True)
+    wall.now += 61
+    fill(cache, block_key(0))
+    assert (path.exists(), temporary.exists()) == (True, False)
+    assert held(cache, block_key(0)) == [True]
     cache.close()
 
 
