@@ -6,6 +6,7 @@
     ├── ConfigError                 wrong usage or configuration             mount exits with 2
     ├── MountError                  FUSE is missing or refuses                mount exits with 5
     ├── AccessError                 EACCES                                    mount exits with 3
+    │   ├── NoExport                the account has no export on a provider
     │   ├── TokenRefused            the Authentication API refused the personal access token
     │   ├── CredentialRejected      a store refused a credential: renewing it may help
     │   └── AccessDenied            a store refused the request, and a new credential would not help
@@ -53,6 +54,10 @@ class MountError(OptfsError):
 
 class AccessError(OptfsError):
     """The service doesn't let us."""
+
+
+class NoExport(AccessError):
+    """The account has no export on this provider (404)."""
 
 
 class TokenRefused(AccessError):

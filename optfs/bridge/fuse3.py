@@ -1,0 +1,89 @@
+"""libfuse 3 through mfusepy: requests of 1 MiB, and folders read together with their attributes (READDIRPLUS).
+
+mfusepy finds its library by `FUSE_LIBRARY_PATH`, which `optfs.bridge.bindings` sets while this module is imported.
+"""
+
+import ctypes
+from typing import Any
+
+import mfusepy
+
+from optfs.bridge.handlers import REFUSED, Core, Handlers, operations
+from optfs.bridge.structs import StatLayout
+
+_FILL_DIR_PLUS = 2  # FUSE_FILL_DIR_PLUS, fuse.h
+_CAP_READDIRPLUS_AUTO = 1 << 14  # fuse_common.h: the kernel guesses when attributes are worth asking for; they cost nothing here
+
+MAX_BACKGROUND = 64
+"""Requests of readahead under way at once; the kernel's own 12 leave a network's bandwidth unused."""
+
+MAX_THREADS = 64
+"""Threads that run handlers. libfuse 3.12 introduced a limit, of 10: a handler waits for the network, so that ten slow readers would stop all."""
+
+VERSION = (mfusepy.fuse_version_major, mfusepy.fuse_version_minor)
+
+# The filler is called through PyDLL's convention, which keeps the interpreter's lock: it only copies an entry into libfuse's buffer, and no
+# thread that holds libfuse's lock ever waits for the interpreter's.
+_FILLER = ctypes.PYFUNCTYPE(
+    ctypes.c_int, ctypes.c_void_p, ctypes.c_char_p, ctypes.POINTER(mfusepy.c_stat), ctypes.c_longlong, ctypes.c_int
+)
+
+
+class Fuse3(Handlers, mfusepy.FUSE):  # type: ignore[misc] - mfusepy has no types that mypy could follow
+    """One mount; constructing it blocks until it has been unmounted."""
+
+    def __init__(self, core: Core, mountpoint: str, options: dict[str, Any]) -> None:
+        """Mount, and serve until unmounted.
+
+        Raises:
+            RuntimeError: libfuse refuses; it has written why to the standard error.
+
+        """
+        self.prepare(core, StatLayout(mfusepy.c_stat))
+        if VERSION >= (3, 12):
+            options = options | {"max_threads": MAX_THREADS}
+        mfusepy.FUSE.__init__(self, operations(), mountpoint, raw_fi=True, foreground=True, **options)
+
+    def init_fuse_3(self, conn: Any, config: Any) -> int:
+        """Set up the connection."""
+        connection = conn.contents
+        connection.want &= ~_CAP_READDIRPLUS_AUTO
+        connection.max_background = MAX_BACKGROUND
+        connection.congestion_threshold = MAX_BACKGROUND * 3 // 4
+        settings = config.contents
+        settings.use_ino = 1
+        settings.nullpath_ok = 1
+        self.core.started()
+        return 0
+
+    def getattr_fuse_3(self, path: bytes, buffer: Any, _info: Any) -> int:
+        """See `fill_attributes`."""
+        return self.fill_attributes(path, buffer)
+
+    def opendir(self, path: bytes, info: Any) -> int:
+        """Keep the folder's path: libfuse gives none to `readdir` here."""
+        Handlers.opendir(self, path, info)
+        self._paths[info.contents.fh] = path
+        return 0
+
+    def releasedir(self, path: bytes | None, info: Any) -> int:
+        """Forget the folder."""
+        self._paths.pop(info.contents.fh, None)
+        return Handlers.releasedir(self, path, info)
+
+    def readdir_fuse_3(self, _path: bytes | None, buffer: Any, filler: Any, offset: int, info: Any, _flags: int) -> int:
+        """Fill with attributes and real offsets: with offset 0, or without the flag, libfuse asks for each entry's attributes."""
+        fill = _FILLER(ctypes.cast(filler, ctypes.c_void_p).value)
+        stat = mfusepy.c_stat()
+        pointer = ctypes.pointer(stat)
+        address, size, move = ctypes.addressof(stat), self.layout.size, ctypes.memmove
+        for name, packed, following in self.entries_from(self._paths[info.contents.fh], offset, info):
+            move(address, packed, size)
+            if fill(buffer, name, pointer, following, _FILL_DIR_PLUS):
+                break
+        return 0
+
+
+for _name in REFUSED:
+    _suffixed = f"{_name}_fuse_3"
+    setattr(Fuse3, _suffixed if hasattr(mfusepy.FUSE, _suffixed) else _name, Handlers.refuse)

@@ -1,0 +1,194 @@
+"""What libfuse calls, for both bindings: from C's arguments to the file system and back.
+
+Both bindings build their table of callbacks from the methods of their `FUSE` class. The classes in `fuse2` and `fuse3` derive from that
+and from `Handlers`, so that libfuse's calls arrive here without the binding's own conversions.
+
+Rules: a handler returns 0 or a number of bytes, or raises; `_wrapper` turns an exception into a negative errno and never lets one through to C.
+Bytes of a read go straight from the reading layer's memory into libfuse's buffer, copied once. Everything that would change something is
+EROFS, although the kernel itself refuses most of it on a read-only mount. `flush`, `access`, `fsync` aren't offered: libfuse then tells the kernel
+once not to ask.
+
+Threads: libfuse calls from threads of its own, many at once. `_folders` is a dict whose single operations are atomic; one folder handle is used by
+one call at a time (the kernel holds the folder's position lock).
+"""
+
+import ctypes
+import errno
+import itertools
+import threading
+from collections.abc import Callable, Iterable
+from types import SimpleNamespace
+from typing import Any
+
+from optfs.bridge.errnos import ErrorReporter
+from optfs.bridge.kernel_cache import KernelCache
+from optfs.bridge.structs import StatLayout, writable
+from optfs.filesystem import BLOCK_SIZE, NAME_MAX, Attributes, FileSystem
+from optfs.values import decode_name, encode_name
+
+REFUSED = (
+    "mknod mkdir unlink rmdir symlink rename link chmod chown truncate write setxattr removexattr create ftruncate utimens fallocate write_buf"
+).split()
+"""Operations that change something, by libfuse's names."""
+
+ANSWERED = "getattr readlink open read release statfs getxattr listxattr opendir readdir releasedir init fgetattr".split()
+
+_WRITING = 0o3 | 0o1000  # O_ACCMODE and O_TRUNC of Linux; access modes other than O_RDONLY write
+
+_DOTS = ((b".", True), (b"..", True))
+
+Entry = tuple[str, Attributes]
+
+
+def operations() -> SimpleNamespace:
+    """Return what the bindings look at to learn which operations there are. They never call it."""
+    return SimpleNamespace(use_ns=True, flag_nullpath_ok=1, **dict.fromkeys([*REFUSED, *ANSWERED], True))
+
+
+class Core:
+    """State of one mount that handlers share."""
+
+    def __init__(self, filesystem: FileSystem, kernel: KernelCache, reporter: ErrorReporter, started: Callable[[], None]) -> None:
+        """Join the parts; `started` is called by libfuse's thread once the kernel has opened the connection."""
+        self.filesystem = filesystem
+        self.kernel = kernel
+        self.reporter = reporter
+        self.started = started
+
+
+class Handlers:
+    """The callbacks that are the same for libfuse 2 and 3. A class that derives from it sets `core` and `layout` before it mounts."""
+
+    core: Core
+    layout: StatLayout
+
+    def prepare(self, core: Core, layout: StatLayout) -> None:
+        """Set what the callbacks need."""
+        self.core = core
+        self.layout = layout
+        self._folders: dict[int, list[Entry] | None] = {}
+        self._numbers = itertools.count(1)
+        self._kept = threading.local()
+
+    def _wrapper(self, func: Callable[..., int | None], *args: Any) -> int:
+        try:
+            return func(*args) or 0
+        except OSError as error:  # raised here with the errno that is meant
+            return -(error.errno or errno.EIO)
+        except BaseException as error:  # noqa: BLE001 - nothing may reach C, where it would be lost
+            return -self.core.reporter.errno(error)
+
+    def fill_attributes(self, path: bytes, buffer: Any) -> int:
+        """Answer `getattr`; also a LOOKUP arrives as one."""
+        name = decode_name(path)
+        attributes = self.core.filesystem.attributes(name)
+        if attributes.version is not None:
+            self.core.kernel.told(name, attributes.version)
+        ctypes.memmove(buffer, self.layout.pack(attributes), self.layout.size)
+        return 0
+
+    def readlink(self, path: bytes, buffer: Any, size: int) -> int:
+        """Copy a link's target, ended by a NUL and cut to the buffer, as readlink(2) of libfuse wants it."""
+        target = encode_name(self.core.filesystem.target(decode_name(path)))[: size - 1] + b"\0"
+        ctypes.memmove(buffer, target, len(target))
+        return 0
+
+    def open(self, path: bytes, info: Any) -> int:
+        """Open a file and tell the kernel what to think of its pages."""
+        fi = info.contents
+        if fi.flags & _WRITING:
+            return -errno.EROFS
+        name = decode_name(path)
+        core = self.core
+        handle, version = core.filesystem.open(name)
+        if core.kernel.outdated(name, version):
+            core.filesystem.close(handle)
+            return -errno.ESTALE
+        mode = core.kernel.opened(name, version, handle)
+        fi.fh = handle
+        fi.keep_cache = mode.keep_cache
+        fi.direct_io = mode.direct_io
+        return 0
+
+    def read(self, _path: bytes | None, buffer: Any, size: int, offset: int, info: Any) -> int:
+        """Copy bytes of the pinned version."""
+        at = 0
+        target: memoryview | None = None
+        for view in self.core.filesystem.read(info.contents.fh, offset, size):
+            if target is None:
+                target = writable(ctypes.addressof(buffer.contents), size)
+            end = at + len(view)
+            target[at:end] = view
+            at = end
+        return at
+
+    def release(self, _path: bytes | None, info: Any) -> int:
+        """Close a file."""
+        handle = info.contents.fh
+        self.core.filesystem.close(handle)
+        self.core.kernel.closed(handle)
+        return 0
+
+    def statfs(self, _path: bytes, buffer: Any) -> int:
+        """Tell the size of what is known; nothing is free, since nothing can be written."""
+        totals = self.core.filesystem.totals()
+        stat = buffer.contents
+        stat.f_bsize = stat.f_frsize = BLOCK_SIZE
+        stat.f_blocks = max(1, -(-totals.size // BLOCK_SIZE))  # `df` leaves out a file system without blocks
+        stat.f_files = totals.files
+        stat.f_namemax = NAME_MAX
+        return 0
+
+    def getxattr(self, path: bytes, name: bytes, buffer: Any, size: int, *_position: int) -> int:
+        """Copy an extended attribute, or tell its length."""
+        return _copy(self.core.filesystem.xattr(decode_name(path), decode_name(name)), buffer, size)
+
+    def listxattr(self, path: bytes, buffer: Any, size: int) -> int:
+        """Copy the names of the extended attributes, or tell their length."""
+        names = self.core.filesystem.xattrs(decode_name(path))
+        return _copy(b"".join(encode_name(name) + b"\0" for name in names), buffer, size)
+
+    def opendir(self, _path: bytes, info: Any) -> int:
+        """Give a handle; the listing is taken when it is read."""
+        info.contents.fh = number = next(self._numbers)
+        self._folders[number] = None
+        return 0
+
+    def releasedir(self, _path: bytes | None, info: Any) -> int:
+        """Let go of the listing."""
+        self._folders.pop(info.contents.fh, None)
+        return 0
+
+    def entries_from(self, path: bytes, offset: int, info: Any) -> Iterable[tuple[bytes, bytes, int]]:
+        """Yield name, packed attributes, and offset of the next entry. One reading of a folder sees one listing; a rewind takes a new one."""
+        number = info.contents.fh
+        core = self.core
+        entries = self._folders.get(number)
+        folder = decode_name(path)
+        if entries is None or offset == 0:
+            entries = self._folders[number] = core.filesystem.entries(folder)
+        pack, told = self.layout.pack, core.kernel.told
+        if offset < 2:
+            here = pack(core.filesystem.attributes(folder))
+            for position, name in enumerate((b".", b"..")[offset:], offset + 1):
+                yield name, here, position
+            offset = 2
+        base = folder if folder.endswith("/") else folder + "/"
+        for position in range(offset - 2, len(entries)):
+            name_text, attributes = entries[position]
+            if attributes.version is not None:
+                told(base + name_text, attributes.version)
+            yield encode_name(name_text), pack(attributes), position + 3
+
+    def refuse(self, *_arguments: Any) -> int:
+        """Answer what would change something."""
+        return -errno.EROFS
+
+
+def _copy(data: bytes, buffer: Any, size: int) -> int:
+    if size == 0 or not buffer:
+        return len(data)
+    if len(data) > size:
+        return -errno.ERANGE
+    ctypes.memmove(buffer, data, len(data))
+    return len(data)

@@ -1,0 +1,309 @@
+"""The client of the Authentication API: exchanges the personal access token for temporary credentials.
+
+Rules:
+
+- The token goes to the API's own host only: no redirect is followed, no `.netrc` replaces the header, http is accepted on loopback alone.
+- A request is tried a few times, with back-off and jitter, when the network or the service fails; `Retry-After` is honoured where it fits
+  into the deadline. A refusal is never repeated here.
+- The whole exchange has a deadline, also against a body that trickles, and a body has a limit.
+- What an answer says about where the data lies is believed only if it names the documented bucket and the account's prefix.
+
+Facts about the API: Optimizely's documentation of the Experimentation Events Export. No lock; the renewal thread (and at start the main
+thread) is the only caller.
+"""
+
+import datetime
+import email.utils
+import json
+import logging
+import random
+import re
+import time
+from collections.abc import Callable
+from typing import Any
+from urllib.parse import urlsplit
+
+import requests
+import requests.auth
+import urllib3.exceptions
+
+from optfs.credentials.protocol import AwsCredential, GcpCredential, Grant
+from optfs.errors import AccessError, ConfigError, InvalidResponse, NoExport, OptfsError, ServiceError, ServiceUnavailable, TokenRefused
+from optfs.values import AccountRoot, Clock, Deadline, KiB, Provider
+
+logger = logging.getLogger(__name__)
+
+AWS_BUCKET = "optimizely-events-data"
+GCP_BUCKET_PREFIX = "optimizely-e3-"
+LIFETIME = 3600.0
+"""Seconds; the API's default and longest for AWS, and always for GCP, whose answer has no expiry."""
+
+TRIES = 4
+LONGEST_BODY = 256 * KiB
+LONGEST_PAUSE = 8.0
+FIRST_PAUSE = 0.2
+
+_ACCOUNT = re.compile(r"[A-Za-z0-9_-]{1,64}")
+
+Pause = Callable[[float], bool]
+"""Waits so many seconds; returns True when the wait was cut short because everything ends."""
+
+
+class _Bearer(requests.auth.AuthBase):
+    """Sets the header itself: without an auth object requests would take one from `.netrc`."""
+
+    def __init__(self, token: str) -> None:
+        self._token = token
+
+    def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
+        request.headers["Authorization"] = f"Bearer {self._token}"
+        return request
+
+
+class ApiClient:
+    """Asks for credentials. One thread at a time."""
+
+    def __init__(  # noqa: PLR0913 - settings, and the clocks that tests replace
+        self,
+        base_url: str,
+        read_token: Callable[[], str],
+        *,
+        account: str | None = None,
+        allow_any_bucket: bool = False,
+        timeout: float = 30.0,
+        clock: Clock = time.monotonic,
+        wall_clock: Clock = time.time,
+        pause: Pause | None = None,
+        dice: random.Random | None = None,
+    ) -> None:
+        """Prepare; sends nothing.
+
+        Args:
+            base_url: `https://api.optimizely.com/v2`, or http on loopback.
+            read_token: gives the token for each exchange.
+            account: the account that the answer must be about, or None for any.
+            allow_any_bucket: believe an answer that names another bucket than the documented one.
+            timeout: seconds for one exchange, all tries together.
+            clock: monotonic.
+            wall_clock: seconds since the epoch.
+            pause: waits between tries.
+            dice: for jitter.
+
+        Raises:
+            ConfigError: the URL isn't https, nor http on loopback.
+
+        """
+        parts = urlsplit(base_url)
+        if parts.scheme not in ("https", "http") or not parts.hostname or parts.username is not None:
+            raise ConfigError("--api-url must be https://HOST/PATH")
+        if parts.scheme == "http" and parts.hostname not in ("127.0.0.1", "localhost", "::1"):
+            raise ConfigError("--api-url: a token isn't sent unencrypted; use https (http is for this computer alone)")
+        self._base = base_url.rstrip("/")
+        self._host = parts.hostname
+        self._read_token = read_token
+        self._account = account
+        self._any_bucket = allow_any_bucket
+        self._timeout = timeout
+        self._clock = clock
+        self._wall_clock = wall_clock
+        self._pause = pause or _sleep
+        self._dice = dice or random.Random()  # noqa: S311 - jitter
+        self._session = requests.Session()
+        if parts.scheme == "http":
+            self._session.trust_env = False  # no proxy for loopback
+
+    def fetch_aws(self, duration: float = LIFETIME) -> Grant:
+        """Return AWS credentials that live `duration` seconds (900 … 3600), and where the data lies on S3.
+
+        Raises:
+            TokenRefused, NoExport, AccessError, ServiceUnavailable, InvalidResponse, ServiceError, ConfigError.
+
+        """
+        body = self._exchange("/export/credentials", {"duration": f"{round(duration / 60)}m"})
+        credentials = body.get("credentials")
+        if not isinstance(credentials, dict):
+            raise InvalidResponse("the Authentication API's answer holds no credentials")
+        credential = AwsCredential(
+            access_key=_text(credentials, "accessKeyId"),
+            secret_key=_text(credentials, "secretAccessKey"),
+            session_token=_text(credentials, "sessionToken"),
+            expires_at=_moment(credentials.get("expiration")),
+        )
+        return Grant(self._root("aws", _text(body, "s3Path"), "s3"), credential)
+
+    def fetch_gcp(self) -> Grant:
+        """Return an OAuth token for GCS, and where the data lies there. Raises as `fetch_aws` does."""
+        asked_at = self._wall_clock()
+        body = self._exchange("/export/credentials/gcp", {})
+        credential = GcpCredential(token=_text(body, "token"), expires_at=asked_at + LIFETIME)
+        return Grant(self._root("gcp", _text(body, "uri"), "gs"), credential)
+
+    def close(self) -> None:
+        """Close idle connections."""
+        self._session.close()
+
+    def _exchange(self, path: str, query: dict[str, str]) -> dict[str, Any]:
+        deadline = Deadline.after(self._clock, self._timeout)
+        token = self._read_token()
+        failure: OptfsError | None = None
+        for number in range(TRIES):
+            if failure is not None:
+                asked = failure.retry_after if isinstance(failure, ServiceUnavailable) else None
+                wait = asked if asked is not None else min(LONGEST_PAUSE, FIRST_PAUSE * 2**number) * self._dice.uniform(0.5, 1.0)
+                if wait >= deadline.remaining() or self._pause(wait):
+                    raise failure
+            try:
+                return self._try(path, query, token, deadline)
+            except (ServiceUnavailable, InvalidResponse) as error:
+                logger.debug("try %d of %s failed: %s (%s)", number + 1, path, error, error.detail)
+                failure = error
+        assert failure is not None  # the loop ran at least once
+        raise failure
+
+    def _try(self, path: str, query: dict[str, str], token: str, deadline: Deadline) -> dict[str, Any]:
+        # A third of the time for one try leaves time for another on a new connection.
+        wait = max(0.05, min(deadline.remaining(), self._timeout / 3))
+        try:
+            with self._session.get(
+                self._base + path,
+                params=query,
+                auth=_Bearer(token),
+                headers={"Accept": "application/json", "Connection": "close"},
+                timeout=(wait, wait),
+                allow_redirects=False,
+                stream=True,
+            ) as response:
+                body = _limited(response, deadline)
+        except requests.exceptions.SSLError as error:
+            raise ServiceError(
+                f"the certificate of {self._host} can't be verified; if a proxy replaces certificates, set REQUESTS_CA_BUNDLE",
+                detail=str(error),
+            ) from error
+        except (requests.exceptions.Timeout, urllib3.exceptions.TimeoutError) as error:
+            raise ServiceUnavailable(f"{self._host} doesn't answer; check the network", detail=str(error)) from error
+        except (requests.exceptions.RequestException, urllib3.exceptions.HTTPError, OSError) as error:
+            raise ServiceUnavailable(f"{self._host} can't be reached; check the network", detail=str(error)) from error
+        if response.status_code == 200:
+            return _json_object(body)
+        raise self._refusal(response, body)
+
+    def _refusal(self, response: requests.Response, body: bytes) -> OptfsError:
+        status = response.status_code
+        said = _error_fields(body)
+        detail = f"status {status}, code {said.get('code', '-')}, uuid {said.get('uuid', '-')}"
+        message = said.get("message", "")
+        if status in (401, 403):
+            return TokenRefused("the personal access token was refused; make a new one in Optimizely's profile settings", detail=detail)
+        if status == 404:
+            return NoExport("this account has no export there", detail=detail)
+        if status == 400:
+            return ServiceError(f"the Authentication API refused the request: {message or 'no reason given'}", detail=detail)
+        if status == 429 or status >= 500:
+            return ServiceUnavailable(
+                f"the Authentication API is {'overloaded' if status in (429, 503) else 'failing'} (status {status}); try again later",
+                detail=detail,
+                retry_after=_retry_after(response.headers.get("Retry-After"), self._wall_clock()),
+            )
+        if 300 <= status < 400:
+            return ServiceError(f"{self._host} redirects, and a token is sent to no other address; check --api-url", detail=detail)
+        return InvalidResponse(f"the Authentication API answered with status {status}; check --api-url", detail=detail)
+
+    def _root(self, provider: Provider, uri: str, scheme: str) -> AccountRoot:
+        parts = uri.split("/")
+        bucket = parts[2] if len(parts) > 2 else ""
+        path = [part for part in parts[3:] if part] if uri.startswith(f"{scheme}://") else []
+        clean = uri.isascii() and uri.isprintable() and uri.count("//") == 1 and ".." not in uri and "?" not in uri and "#" not in uri
+        if not (clean and bucket):
+            raise InvalidResponse("the Authentication API's answer names no bucket that can be used", detail=repr(uri[:200]))
+        if provider == "gcp" and not path and bucket.startswith(GCP_BUCKET_PREFIX):
+            path = ["v1", "account_id=" + bucket.removeprefix(GCP_BUCKET_PREFIX)]
+        account = path[-1].removeprefix("account_id=") if path else ""
+        if len(path) != 2 or path[0] != "v1" or not path[1].startswith("account_id=") or not _ACCOUNT.fullmatch(account):
+            raise InvalidResponse("the Authentication API's answer doesn't name the account's folder", detail=repr(uri[:200]))
+        documented = AWS_BUCKET if provider == "aws" else GCP_BUCKET_PREFIX + account
+        if bucket != documented and not self._any_bucket:
+            raise InvalidResponse("the Authentication API's answer names a bucket that is not Optimizely's", detail=repr(uri[:200]))
+        if self._account is not None and self._account != account:
+            raise AccessError(f"the token is for account {account}, not for {self._account}; check --account")
+        return AccountRoot(account, provider, bucket, f"v1/account_id={account}/")
+
+
+def documented_root(provider: Provider, account: str) -> AccountRoot:
+    """Return where an account's data lies, for those who bring their own credentials.
+
+    Raises:
+        ConfigError: that is no account id.
+
+    """
+    if not _ACCOUNT.fullmatch(account):
+        raise ConfigError("--account must be an account's id, such as 123456789")
+    bucket = AWS_BUCKET if provider == "aws" else GCP_BUCKET_PREFIX + account
+    return AccountRoot(account, provider, bucket, f"v1/account_id={account}/")
+
+
+def _sleep(seconds: float) -> bool:
+    time.sleep(seconds)
+    return False
+
+
+def _limited(response: requests.Response, deadline: Deadline) -> bytes:
+    body = bytearray()
+    # Not `iter_content`: it waits for a whole piece, so a body that trickles would hide the deadline.
+    while piece := response.raw.read1(16 * KiB, decode_content=True):
+        body += piece
+        if len(body) > LONGEST_BODY:
+            raise InvalidResponse("the Authentication API's answer is too long")
+        if deadline.remaining() <= 0:
+            raise ServiceUnavailable("the Authentication API's answer takes too long")
+    return bytes(body)
+
+
+def _json_object(body: bytes) -> dict[str, Any]:
+    try:
+        value = json.loads(body)
+    except (ValueError, RecursionError):
+        raise InvalidResponse("the Authentication API answered with something else than JSON; is a proxy in between?") from None
+    if not isinstance(value, dict):
+        raise InvalidResponse("the Authentication API's answer is no JSON object")
+    return value
+
+
+def _text(body: dict[str, Any], name: str) -> str:
+    value = body.get(name)
+    if not isinstance(value, str) or not value or not value.isascii() or not value.isprintable():
+        raise InvalidResponse(f"the Authentication API's answer has no usable {name}")
+    return value
+
+
+def _moment(value: object) -> float:
+    """Return seconds since the epoch from milliseconds (documented), or from ISO 8601."""
+    try:
+        if isinstance(value, str) and not value.isdigit():
+            moment = datetime.datetime.fromisoformat(value)
+            return moment.replace(tzinfo=moment.tzinfo or datetime.UTC).timestamp()
+        if isinstance(value, str | int | float) and not isinstance(value, bool):
+            return float(value) / 1000
+    except (ValueError, OverflowError):
+        pass
+    raise InvalidResponse("the Authentication API's answer has no usable expiration")
+
+
+def _error_fields(body: bytes) -> dict[str, str]:
+    try:
+        value = json.loads(body)
+    except (ValueError, RecursionError):
+        return {}
+    if not isinstance(value, dict):
+        return {}
+    return {name: "".join(filter(str.isprintable, str(value[name])))[:200] for name in ("code", "message", "uuid") if value.get(name)}
+
+
+def _retry_after(value: str | None, now: float) -> float | None:
+    if value is None:
+        return None
+    if value.strip().isdigit():
+        return float(value)
+    try:
+        return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - now)
+    except ValueError:
+        return None

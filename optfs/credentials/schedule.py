@@ -1,0 +1,66 @@
+"""When to renew a credential. Pure: every moment is handed in.
+
+Rules:
+
+- A credential's lifetime is measured on the monotonic clock from when it was asked for, so that a wall clock that jumps changes nothing.
+- It is renewed when a quarter of its lifetime is left, and up to a tenth of the lifetime earlier at random, so that many mounts don't ask
+  at once.
+- The announced lifetime is the announced expiry less the wall clock. Where that makes no sense (none left, or more than was asked for: a
+  wall clock that is wrong), the lifetime asked for is taken.
+- A credential that a store rejects before its time shows that the lifetime was guessed too long (GCS announces none): the age at which it
+  was rejected is remembered and bounds later guesses.
+- After a failure the next try waits: shortly and at most `URGENT_CAP` seconds while there is no valid credential, so that work goes on
+  within 5 s of the cause being gone; at most `RELAXED_CAP` while there is one.
+"""
+
+from dataclasses import dataclass
+
+RENEW_AT = 0.75
+"""Share of the lifetime after which a credential is renewed."""
+JITTER = 0.1
+SHORTEST = 5.0
+"""Seconds; no lifetime is believed to be shorter, lest a wrong answer makes a renewal a moment."""
+FIRST_PAUSE = 0.25
+URGENT_CAP = 3.0
+RELAXED_CAP = 60.0
+SAFETY = 2.0
+"""Seconds (at most a tenth of the lifetime) before its end from which a credential isn't used: a request signed now must arrive in time."""
+
+
+@dataclass(frozen=True, slots=True)
+class Term:
+    """The life of one credential, in seconds of the monotonic clock.
+
+    Attributes:
+        start: when it was asked for.
+        renew_at: when to renew it.
+        unusable_at: from when on it isn't used.
+
+    """
+
+    start: float
+    renew_at: float
+    unusable_at: float
+
+
+def lifetime(announced_expiry: float | None, wall_now: float, requested: float) -> float:
+    """Return a credential's believed lifetime, seconds."""
+    if announced_expiry is None:
+        return requested
+    announced = announced_expiry - wall_now
+    # A minute more than asked for is the clocks' difference; more is a wrong clock.
+    if announced <= 0 or announced > requested + 60:
+        return requested
+    return max(announced, SHORTEST)
+
+
+def term(start: float, seconds: float, luck: float) -> Term:
+    """Return the life of a credential of so many seconds; `luck` is a random number of [0, 1)."""
+    renew = seconds * (RENEW_AT - JITTER * luck)
+    return Term(start, start + renew, start + seconds - min(SAFETY, seconds / 10))
+
+
+def pause(failures: int, *, usable: bool, luck: float) -> float:
+    """Return how long to wait after so many failures in a row, seconds."""
+    cap = RELAXED_CAP if usable else URGENT_CAP
+    return float(min(cap, FIRST_PAUSE * 2 ** min(failures - 1, 10)) * (0.5 + luck / 2))

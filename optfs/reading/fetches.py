@@ -1,0 +1,159 @@
+"""One fetch in flight: a range of one version on its way into memory, shared by all readers that want it.
+
+Life: QUEUED → RUNNING → DONE or FAILED, and QUEUED → FAILED when it is cancelled. Bytes become readable as they arrive: `filled` (the
+watermark) only grows, and a reader that needs no more than that returns although the rest is still on its way, and although the rest may fail
+later.
+
+The pool's queue holds a `Ticket`, not the fetch, and a ticket forgets its fetch when a worker takes it: a fetch that was queued twice (ahead,
+then again because a reader came) would otherwise keep its buffer alive until the second job's turn.
+
+Lock: `Fetch._changed` is a leaf and guards all that changes in a fetch; nobody calls out under it.
+"""
+
+import copy
+import threading
+from enum import Enum
+
+from optfs.errors import DeadlineExceeded, OptfsError, ServiceUnavailable
+from optfs.values import Deadline, ObjectInfo
+
+Ident = tuple[str, str, str]
+"""One version of one object: provider, key, version."""
+
+Part = tuple[Ident, int, int]
+"""Names a range in memory: whose, its start, its length in bytes."""
+
+LOOK_AGAIN = 1.0
+"""Seconds: a wait looks at its deadline this often, because the deadline's clock needn't be the one that the wait sleeps by."""
+
+
+class State(Enum):
+    """Where a fetch is in its life."""
+
+    QUEUED = 0
+    RUNNING = 1
+    DONE = 2
+    FAILED = 3
+
+
+class Ticket:
+    """What waits in the pool's queue for one fetch; forgets it once it was taken or cancelled."""
+
+    __slots__ = ("fetch",)
+
+    def __init__(self, fetch: "Fetch") -> None:
+        self.fetch: Fetch | None = fetch
+
+
+class Fetch:
+    """A range on its way. `parts` are the entries that memory will hold of it: one block, or a run of adjacent pieces."""
+
+    __slots__ = ("_changed", "_error", "_filled", "_state", "_view", "_wanted", "demanded", "info", "length", "parts", "spare", "speculative", "start", "ticket")
+
+    def __init__(self, info: ObjectInfo, parts: tuple[Part, ...], *, demanded: bool) -> None:
+        self.info = info
+        self.parts = parts
+        self.start = parts[0][1]
+        self.length = parts[-1][1] + parts[-1][2] - self.start
+        self.ticket = Ticket(self)
+        self.spare: bytearray | None = None
+        """A used buffer of exactly `length` bytes to fill, if memory had one; belongs to the worker."""
+        self._changed = threading.Condition(threading.Lock())
+        # Guarded by _changed: all below. Invariants: _filled never falls; bytes of _view below _filled never change.
+        self.demanded = demanded
+        """Whether a reader waits or waited for it."""
+        self.speculative = not demanded
+        """Whether it began (or was cancelled) while no reader wanted it: its failure is then no answer to a reader."""
+        self._state = State.QUEUED
+        self._filled = 0
+        self._wanted = 0
+        """The smallest watermark that would let a waiting reader go; 0: nobody waits."""
+        self._view: memoryview | None = None
+        self._error: OptfsError | None = None
+
+    @property
+    def filled(self) -> int:
+        """The watermark: bytes from `start` on that may be read."""
+        return self._filled
+
+    @property
+    def failed(self) -> bool:
+        """Whether no more bytes will come."""
+        return self._error is not None
+
+    def demand(self) -> bool:
+        """Note that a reader wants it; return whether it must be queued again, as demand."""
+        with self._changed:
+            promote = self._state is State.QUEUED and not self.demanded
+            self.demanded = True
+            return promote
+
+    def begin(self) -> bool:
+        """Take it for a worker; return False when another did, or it was cancelled."""
+        with self._changed:
+            if self._state is not State.QUEUED:
+                return False
+            self._state = State.RUNNING
+            self.speculative = not self.demanded
+            self.ticket.fetch = None
+            return True
+
+    def cancel(self) -> bool:
+        """End it if it is queued and no reader wants it; return whether that was so."""
+        with self._changed:
+            if self._state is not State.QUEUED or self.demanded:
+                return False
+            self._end(State.FAILED, ServiceUnavailable("the fetch was cancelled"))
+            return True
+
+    def fill(self, view: memoryview) -> None:
+        """Set the buffer that bytes will arrive in."""
+        with self._changed:
+            self._view = view
+
+    def advance(self, filled: int) -> None:
+        """Raise the watermark to `filled` bytes."""
+        with self._changed:
+            self._filled = max(self._filled, filled)
+            if 0 < self._wanted <= self._filled:
+                self._wanted = 0
+                self._changed.notify_all()
+
+    def finish(self, view: memoryview) -> None:
+        """All bytes are there, in `view`. Where `fill` set a buffer, what it holds below the watermark is the same."""
+        with self._changed:
+            self._view = view
+            self._filled = self.length
+            self._end(State.DONE, None)
+
+    def fail(self, error: OptfsError) -> None:
+        """No more bytes will come; those below the watermark stay readable."""
+        with self._changed:
+            self._end(State.FAILED, error)
+
+    def _end(self, state: State, error: OptfsError | None) -> None:
+        self._state = state
+        self._error = error
+        self.ticket.fetch = None
+        self._wanted = 0
+        self._changed.notify_all()
+
+    def wait(self, upto: int, deadline: Deadline) -> memoryview:
+        """Return the view of the whole range, as soon as its first `upto` bytes may be read.
+
+        Raises:
+            OptfsError: the fetch failed before that; a copy, since several threads may raise it.
+            DeadlineExceeded: the deadline passed first.
+
+        """
+        with self._changed:
+            while True:
+                if self._filled >= upto and self._view is not None:
+                    return self._view
+                if self._error is not None:
+                    raise copy.copy(self._error) from self._error
+                left = deadline.remaining()
+                if left <= 0:
+                    raise DeadlineExceeded("a read took longer than --timeout")
+                self._wanted = min(self._wanted, upto) if self._wanted else upto
+                self._changed.wait(min(left, LOOK_AGAIN))

@@ -1,0 +1,170 @@
+"""Lists one unit of the tree, from one store or from both.
+
+Rules for two stores, while the export moves from S3 to GCS:
+
+- A level (the account, a type, another folder) is the union of both stores' levels. Which stores hold a folder is kept beside it
+  (`Listing.owners`), so that what only one holds is asked of that one.
+- A date comes from exactly one store, so that nothing is counted twice: from the one that has completed it (`_SUCCESS`), GCS before S3
+  where that doesn't decide. S3 isn't even asked for a date that GCS has completed.
+- A store that fails makes the whole unit fail: half a tree would look like a whole one. `Catalog` then shows the former listing.
+
+All pages are fetched before the folder is made; they are requested one after the other, since each names the next. No lock is held here.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from optfs.errors import InvalidResponse, OptfsError
+from optfs.stores.protocol import Store
+from optfs.tree import layout
+from optfs.tree.folders import Built, File, Folder, build_level, build_subtree, files_from, folder_mtime, unite_levels
+from optfs.values import Deadline, ListPage, ObjectInfo, Provider
+
+PREFERENCE: tuple[Provider, ...] = ("gcp", "aws")
+"""Which store wins where both hold the same: the one that the export is moving to."""
+
+Observer = Callable[[Provider, OptfsError | None], None]
+"""Told of each page: which store, and why it failed or None."""
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """One unit as it was at a moment. Immutable.
+
+    Attributes:
+        unit: its name, see `optfs.tree.layout`.
+        folder: its folder with its children.
+        exists: whether the stores showed anything below its prefix.
+        objects: how many files it holds in memory.
+        complete: whether it is a date with `_SUCCESS`.
+        day: the date's day, or None.
+        dates: names of the date folders in it, sorted.
+        owners: for folders that not all stores hold: which do, in order of preference.
+        asked_at: when the first request began, by the monotonic clock.
+        left_out: keys that no file system can show.
+        foreign: keys that the store gave though they weren't asked for.
+
+    """
+
+    unit: str
+    folder: Folder
+    exists: bool
+    objects: int
+    complete: bool
+    owners: Mapping[str, tuple[Provider, ...]]
+    asked_at: float
+    left_out: Sequence[str]
+    foreign: Sequence[str]
+    dates: tuple[str, ...]
+
+
+class Lister:
+    """Lists units. Stateless: any thread may call it."""
+
+    def __init__(self, stores: Mapping[Provider, Store], started: float, observe: Observer) -> None:
+        """Make a lister.
+
+        Args:
+            stores: one or both; all of one account.
+            started: mtime of folders that have none of their own, seconds since the epoch.
+            observe: called after each page, without a lock.
+
+        """
+        self.providers: tuple[Provider, ...] = tuple(provider for provider in PREFERENCE if provider in stores)
+        if not self.providers or len({store.root.account for store in stores.values()}) != 1:
+            raise ValueError("a tree shows one account, from one store at least")
+        self._stores = stores
+        self._started = started
+        self._observe = observe
+        self.account = stores[self.providers[0]].root.account
+
+    def fetch(self, unit: str, providers: Sequence[Provider], old: Listing | None, deadline: Deadline) -> Listing:
+        """List a unit in those stores, which are given in order of preference.
+
+        Raises:
+            AccessError, ServiceError, DeadlineExceeded: a store failed.
+
+        """
+        asked_at = deadline.clock()
+        known = {} if old is None else {file.info.key: file for file in files_from(old.folder, ())}
+        path = f"/{self.account}/{unit}"[:-1]
+        owners: dict[str, tuple[Provider, ...]] = {}
+        if layout.is_flat(unit):
+            built = self._date(unit, path, providers, known, deadline)
+        else:
+            built = self._level(unit, path, providers, known, owners, deadline)
+        folder = built.folder
+        return Listing(
+            unit=unit,
+            folder=folder,
+            exists=built.exists,
+            objects=built.objects,
+            complete=layout.is_flat(unit) and _complete(built),
+            owners=owners,
+            asked_at=asked_at,
+            left_out=built.left_out,
+            foreign=built.foreign,
+            dates=layout.dates_among(node.name for node in folder.nodes or () if isinstance(node, Folder)) if layout.is_type(unit) else (),
+        )
+
+    def _date(self, unit: str, path: str, providers: Sequence[Provider], known: Mapping[str, File], deadline: Deadline) -> Built:
+        mtime = folder_mtime(layout.unit_name(unit), self._started)
+        best: Built | None = None
+        for provider in providers:
+            prefix = self._stores[provider].root.prefix + unit
+            built = build_subtree(path, mtime, prefix, self._pages(provider, prefix, None, deadline).objects, known)
+            if _complete(built):
+                return built
+            if best is None or (built.exists and not best.exists):
+                best = built
+        if best is None:
+            raise ValueError("no store was asked for")
+        return best
+
+    def _level(
+        self,
+        unit: str,
+        path: str,
+        providers: Sequence[Provider],
+        known: Mapping[str, File],
+        owners: dict[str, tuple[Provider, ...]],
+        deadline: Deadline,
+    ) -> Built:
+        levels = []
+        for provider in providers:
+            prefix = self._stores[provider].root.prefix + unit
+            page = self._pages(provider, prefix, "/", deadline)
+            levels.append(build_level(path, self._started, prefix, page, known))
+        if len(self.providers) > 1:
+            for provider, built in zip(providers, levels, strict=True):
+                for node in built.folder.nodes or ():
+                    if isinstance(node, Folder):
+                        owners[node.name] = (*owners.get(node.name, ()), provider)
+            for name in [name for name, held_by in owners.items() if held_by == self.providers]:
+                del owners[name]
+        return levels[0] if len(levels) == 1 else unite_levels(levels)
+
+    def _pages(self, provider: Provider, prefix: str, delimiter: str | None, deadline: Deadline) -> ListPage:
+        """Return all pages as one."""
+        objects: list[ObjectInfo] = []
+        prefixes: list[str] = []
+        continuation: str | None = None
+        while True:
+            try:
+                deadline.check("a listing")
+                page = self._stores[provider].list_page(prefix, delimiter=delimiter, continuation=continuation, deadline=deadline)
+            except OptfsError as error:
+                self._observe(provider, error)
+                raise
+            self._observe(provider, None)
+            objects += page.objects
+            prefixes += page.prefixes
+            if page.continuation is None:
+                return ListPage(tuple(objects), tuple(prefixes), None)
+            if page.continuation == continuation:
+                raise InvalidResponse("the service repeats a page of a listing without end", detail=f"prefix {prefix!a}")
+            continuation = page.continuation
+
+
+def _complete(built: Built) -> bool:
+    return isinstance(built.folder.find(layout.SUCCESS), File)
