@@ -48,7 +48,22 @@ class Ticket:
 class Fetch:
     """A range on its way. `parts` are the entries that memory will hold of it: one block, or a run of adjacent pieces."""
 
-    __slots__ = ("_changed", "_error", "_filled", "_state", "_view", "_wanted", "demanded", "info", "length", "parts", "spare", "speculative", "start", "ticket")
+    __slots__ = (
+        "_changed",
+        "_error",
+        "_filled",
+        "_state",
+        "_view",
+        "_wanted",
+        "demanded",
+        "info",
+        "length",
+        "parts",
+        "spare",
+        "speculative",
+        "start",
+        "ticket",
+    )
 
     def __init__(self, info: ObjectInfo, parts: tuple[Part, ...], *, demanded: bool) -> None:
         self.info = info
