@@ -1,0 +1,145 @@
+"""The background process: `optfs mount` returns when the mount is usable, and a child of it goes on serving.
+
+Algorithm: fork before any thread exists. The child leaves the session and the terminal, works, and tells its parent through a pipe either that
+the mount is usable or which error ended it. The parent waits for that and returns, or raises the same error. A child that dies without a word
+is a MountError that quotes the last line of what it printed (libfuse and fusermount write to stderr).
+
+Rules: nothing is handed over in arguments or environment: the child is a copy, so no secret becomes visible in `ps`. Descriptors of the
+pipe aren't inherited by programs that the child runs.
+"""
+
+import contextlib
+import json
+import logging
+import os
+import select
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from typing import IO, NoReturn
+
+from optfs import errors
+from optfs.errors import DeadlineExceeded, MountError, OptfsError
+
+Announce = Callable[[], None]
+Work = Callable[[Announce], int]
+"""Serves; calls its argument when the mount is usable; returns the exit code."""
+
+GRACE = 5.0  # seconds between asking a child to end and ending it
+
+
+def run(work: Work, timeout: float) -> None:
+    """Run `work` in a background process; return when it is usable.
+
+    Raises:
+        OptfsError: what `work` raised before it was usable; MountError when it died without a word; DeadlineExceeded when it said nothing
+            for `timeout` seconds.
+
+    """
+    reading, writing = os.pipe()
+    with tempfile.TemporaryFile() as words:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        child = os.fork()
+        if child == 0:
+            os.close(reading)
+            _serve(work, writing, words)
+        os.close(writing)
+        with os.fdopen(reading, "rb") as pipe:
+            try:
+                _await(child, pipe, words, timeout)
+            except BaseException:
+                _end(child)
+                raise
+
+
+def _serve(work: Work, writing: int, words: IO[bytes]) -> NoReturn:
+    """Be the child, to the end of its process."""
+    code = 1
+    told = False
+
+    def tell(answer: dict[str, str]) -> None:
+        nonlocal told
+        if not told:
+            told = True
+            with contextlib.suppress(OSError):  # the parent may have been killed; the mount stays
+                os.write(writing, json.dumps(answer).encode())
+            os.close(writing)
+
+    def announce() -> None:
+        _redirect(os.devnull, (1, 2))
+        tell({})
+
+    try:
+        os.setsid()
+        _redirect(os.devnull, (0,))
+        for descriptor in (1, 2):
+            os.dup2(words.fileno(), descriptor)
+        os.chdir("/")  # keeps no folder busy
+        code = work(announce)
+        tell({"kind": "MountError", "message": "the mount ended before it was usable"})
+    except OptfsError as error:
+        code = 1
+        tell({"kind": type(error).__name__, "message": error.message})
+    except BaseException:
+        logging.getLogger(__name__).exception("the mount process failed")
+        code = 1
+    finally:
+        # Not sys.exit: whatever the parent's program meant to do at its end is the parent's alone.
+        logging.shutdown()
+        os._exit(code)
+
+
+def _redirect(path: str, descriptors: tuple[int, ...]) -> None:
+    opened = os.open(path, os.O_RDWR)
+    for descriptor in descriptors:
+        os.dup2(opened, descriptor)
+    os.close(opened)
+
+
+def _await(child: int, pipe: IO[bytes], words: IO[bytes], timeout: float) -> None:
+    """Be the parent: wait for the child's answer."""
+    until = time.monotonic() + timeout
+    raw = b""
+    while True:
+        ready, _, _ = select.select([pipe], [], [], max(0.0, until - time.monotonic()))
+        if not ready:
+            raise DeadlineExceeded(f"the mount was not usable after {timeout:.0f} s; run `optfs doctor`")
+        piece = os.read(pipe.fileno(), 65536)
+        if not piece:
+            break
+        raw += piece
+    if not raw:
+        _, status = os.waitpid(child, 0)
+        raise MountError(f"the mount process {_how(status)}{_last_line(words)}; run `optfs doctor`")
+    answer = json.loads(raw)
+    if answer:
+        os.waitpid(child, 0)
+        raise getattr(errors, answer["kind"])(answer["message"])
+
+
+def _how(status: int) -> str:
+    if os.WIFSIGNALED(status):
+        return f"was ended by signal {os.WTERMSIG(status)}"
+    return f"ended with code {os.waitstatus_to_exitcode(status)}"
+
+
+def _last_line(words: IO[bytes]) -> str:
+    words.seek(0)
+    lines = words.read(65536).decode("utf-8", "replace").strip().splitlines()
+    return f" ({lines[-1].strip()})" if lines else ""
+
+
+def _end(child: int) -> None:
+    """End a child that didn't come up; one that ended already is fine."""
+    with contextlib.suppress(ProcessLookupError, ChildProcessError):
+        os.kill(child, signal.SIGTERM)
+        until = time.monotonic() + GRACE
+        while time.monotonic() < until:
+            if os.waitpid(child, os.WNOHANG)[0]:
+                return
+            time.sleep(0.02)
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
