@@ -27,7 +27,7 @@ class _Argument(str):
         return os.fsencode(str(self))
 
 
-class Fuse2(Handlers, fuse.FUSE):  # type: ignore[misc] - fusepy has no types that mypy could follow
+class Fuse2(Handlers, fuse.FUSE):  # type: ignore[misc]  # fusepy isn't followed by mypy
     """One mount; constructing it blocks until it has been unmounted."""
 
     def __init__(self, core: Core, mountpoint: str, options: dict[str, Any]) -> None:
@@ -48,19 +48,19 @@ class Fuse2(Handlers, fuse.FUSE):  # type: ignore[misc] - fusepy has no types th
 
     def getattr(self, path: bytes, buffer: Any) -> int:
         """See `fill_attributes`."""
-        return self.fill_attributes(path, buffer)
+        return self.fill_attributes(path, buffer, None)
 
-    def fgetattr(self, path: bytes, buffer: Any, _info: Any) -> int:
+    def fgetattr(self, path: bytes | None, buffer: Any, info: Any) -> int:
         """See `fill_attributes`."""
-        return self.fill_attributes(path, buffer)
+        return self.fill_attributes(path, buffer, info)
 
     def readdir(self, _path: bytes | None, buffer: Any, filler: Any, offset: int, info: Any) -> int:
         """Fill with types and inode numbers."""
-        fill = _FILLER(ctypes.cast(filler, ctypes.c_void_p).value)
+        fill = _FILLER(ctypes.cast(filler, ctypes.c_void_p).value or 0)
         stat = fuse.c_stat()
         pointer = ctypes.pointer(stat)
         address, size, move = ctypes.addressof(stat), self.layout.size, ctypes.memmove
-        for name, packed, following in self.entries_from(self._paths[info.contents.fh], offset, info):
+        for name, packed, following in self.entries_from(offset, info):
             move(address, packed, size)
             if fill(buffer, name, pointer, following):
                 break

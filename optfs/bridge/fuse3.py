@@ -18,18 +18,16 @@ MAX_BACKGROUND = 64
 """Requests of readahead under way at once; the kernel's own 12 leave a network's bandwidth unused."""
 
 MAX_THREADS = 64
-"""Threads that run handlers. libfuse 3.12 introduced a limit, of 10: a handler waits for the network, so that ten slow readers would stop all."""
+"""Threads that run handlers. libfuse 3.12 introduced a limit, of 10: a handler waits for the network, so ten slow readers would stop all."""
 
 VERSION = (mfusepy.fuse_version_major, mfusepy.fuse_version_minor)
 
-# The filler is called through PyDLL's convention, which keeps the interpreter's lock: it only copies an entry into libfuse's buffer, and no
+# The filler is called by PyDLL's convention, which keeps the interpreter's lock: it only copies an entry into libfuse's buffer, and no
 # thread that holds libfuse's lock ever waits for the interpreter's.
-_FILLER = ctypes.PYFUNCTYPE(
-    ctypes.c_int, ctypes.c_void_p, ctypes.c_char_p, ctypes.POINTER(mfusepy.c_stat), ctypes.c_longlong, ctypes.c_int
-)
+_FILLER = ctypes.PYFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_char_p, ctypes.POINTER(mfusepy.c_stat), ctypes.c_longlong, ctypes.c_int)
 
 
-class Fuse3(Handlers, mfusepy.FUSE):  # type: ignore[misc] - mfusepy has no types that mypy could follow
+class Fuse3(Handlers, mfusepy.FUSE):  # type: ignore[misc]  # mfusepy isn't followed by mypy
     """One mount; constructing it blocks until it has been unmounted."""
 
     def __init__(self, core: Core, mountpoint: str, options: dict[str, Any]) -> None:
@@ -41,7 +39,8 @@ class Fuse3(Handlers, mfusepy.FUSE):  # type: ignore[misc] - mfusepy has no type
         """
         self.prepare(core, StatLayout(mfusepy.c_stat))
         if VERSION >= (3, 12):
-            options = options | {"max_threads": MAX_THREADS}
+            # Idle threads stay, since starting one costs more than a request; without a number libfuse 3.14 complains of its own default.
+            options = options | {"max_threads": MAX_THREADS, "max_idle_threads": MAX_THREADS}
         mfusepy.FUSE.__init__(self, operations(), mountpoint, raw_fi=True, foreground=True, **options)
 
     def init_fuse_3(self, conn: Any, config: Any) -> int:
@@ -56,28 +55,17 @@ class Fuse3(Handlers, mfusepy.FUSE):  # type: ignore[misc] - mfusepy has no type
         self.core.started()
         return 0
 
-    def getattr_fuse_3(self, path: bytes, buffer: Any, _info: Any) -> int:
+    def getattr_fuse_3(self, path: bytes | None, buffer: Any, info: Any) -> int:
         """See `fill_attributes`."""
-        return self.fill_attributes(path, buffer)
-
-    def opendir(self, path: bytes, info: Any) -> int:
-        """Keep the folder's path: libfuse gives none to `readdir` here."""
-        Handlers.opendir(self, path, info)
-        self._paths[info.contents.fh] = path
-        return 0
-
-    def releasedir(self, path: bytes | None, info: Any) -> int:
-        """Forget the folder."""
-        self._paths.pop(info.contents.fh, None)
-        return Handlers.releasedir(self, path, info)
+        return self.fill_attributes(path, buffer, info)
 
     def readdir_fuse_3(self, _path: bytes | None, buffer: Any, filler: Any, offset: int, info: Any, _flags: int) -> int:
         """Fill with attributes and real offsets: with offset 0, or without the flag, libfuse asks for each entry's attributes."""
-        fill = _FILLER(ctypes.cast(filler, ctypes.c_void_p).value)
+        fill = _FILLER(ctypes.cast(filler, ctypes.c_void_p).value or 0)
         stat = mfusepy.c_stat()
         pointer = ctypes.pointer(stat)
         address, size, move = ctypes.addressof(stat), self.layout.size, ctypes.memmove
-        for name, packed, following in self.entries_from(self._paths[info.contents.fh], offset, info):
+        for name, packed, following in self.entries_from(offset, info):
             move(address, packed, size)
             if fill(buffer, name, pointer, following, _FILL_DIR_PLUS):
                 break

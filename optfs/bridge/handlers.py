@@ -5,18 +5,17 @@ and from `Handlers`, so that libfuse's calls arrive here without the binding's o
 
 Rules: a handler returns 0 or a number of bytes, or raises; `_wrapper` turns an exception into a negative errno and never lets one through to C.
 Bytes of a read go straight from the reading layer's memory into libfuse's buffer, copied once. Everything that would change something is
-EROFS, although the kernel itself refuses most of it on a read-only mount. `flush`, `access`, `fsync` aren't offered: libfuse then tells the kernel
-once not to ask.
+EROFS, although the kernel itself refuses most of it on a read-only mount. `flush`, `access`, `fsync` aren't offered: libfuse then tells
+the kernel once not to ask. libfuse gives no path where there is a handle (`nullpath_ok`), which spares it the making of one.
 
-Threads: libfuse calls from threads of its own, many at once. `_folders` is a dict whose single operations are atomic; one folder handle is used by
-one call at a time (the kernel holds the folder's position lock).
+Threads: libfuse calls from threads of its own, many at once. `_folders` is a dict whose single operations are atomic; one folder handle
+is used by one call at a time (the kernel holds the folder's position lock).
 """
 
 import ctypes
 import errno
 import itertools
-import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -27,17 +26,27 @@ from optfs.filesystem import BLOCK_SIZE, NAME_MAX, Attributes, FileSystem
 from optfs.values import decode_name, encode_name
 
 REFUSED = (
-    "mknod mkdir unlink rmdir symlink rename link chmod chown truncate write setxattr removexattr create ftruncate utimens fallocate write_buf"
-).split()
+    *("mknod", "mkdir", "unlink", "rmdir", "symlink", "rename", "link", "chmod", "chown", "truncate", "write", "create", "utimens"),
+    *("setxattr", "removexattr", "ftruncate", "fallocate", "write_buf"),
+)
 """Operations that change something, by libfuse's names."""
 
-ANSWERED = "getattr readlink open read release statfs getxattr listxattr opendir readdir releasedir init fgetattr".split()
+ANSWERED = (
+    *("getattr", "fgetattr", "readlink", "open", "read", "release", "statfs", "getxattr", "listxattr"),
+    *("opendir", "readdir", "releasedir", "init"),
+)
 
 _WRITING = 0o3 | 0o1000  # O_ACCMODE and O_TRUNC of Linux; access modes other than O_RDONLY write
 
-_DOTS = ((b".", True), (b"..", True))
 
-Entry = tuple[str, Attributes]
+class _Folder:
+    """An open folder: its path, and the listing that this reading of it sees."""
+
+    __slots__ = ("entries", "path")
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self.entries: list[tuple[str, Attributes]] = []
 
 
 def operations() -> SimpleNamespace:
@@ -66,9 +75,8 @@ class Handlers:
         """Set what the callbacks need."""
         self.core = core
         self.layout = layout
-        self._folders: dict[int, list[Entry] | None] = {}
+        self._folders: dict[int, _Folder] = {}
         self._numbers = itertools.count(1)
-        self._kept = threading.local()
 
     def _wrapper(self, func: Callable[..., int | None], *args: Any) -> int:
         try:
@@ -78,23 +86,24 @@ class Handlers:
         except BaseException as error:  # noqa: BLE001 - nothing may reach C, where it would be lost
             return -self.core.reporter.errno(error)
 
-    def fill_attributes(self, path: bytes, buffer: Any) -> int:
+    def fill_attributes(self, path: bytes | None, buffer: Any, info: Any) -> int:
         """Answer `getattr`; also a LOOKUP arrives as one."""
-        name = decode_name(path)
-        attributes = self.core.filesystem.attributes(name)
+        core = self.core
+        name = core.kernel.path(info.contents.fh) if path is None else decode_name(path)
+        attributes = core.filesystem.attributes(name)
         if attributes.version is not None:
-            self.core.kernel.told(name, attributes.version)
+            core.kernel.told(name, attributes.version)
         ctypes.memmove(buffer, self.layout.pack(attributes), self.layout.size)
         return 0
 
     def readlink(self, path: bytes, buffer: Any, size: int) -> int:
-        """Copy a link's target, ended by a NUL and cut to the buffer, as readlink(2) of libfuse wants it."""
+        """Copy the target of a link, ended by a NUL and cut to the buffer, as libfuse wants it."""
         target = encode_name(self.core.filesystem.target(decode_name(path)))[: size - 1] + b"\0"
         ctypes.memmove(buffer, target, len(target))
         return 0
 
     def open(self, path: bytes, info: Any) -> int:
-        """Open a file and tell the kernel what to think of its pages."""
+        """Open for reading, and tell the kernel what to think of its pages."""
         fi = info.contents
         if fi.flags & _WRITING:
             return -errno.EROFS
@@ -148,10 +157,10 @@ class Handlers:
         names = self.core.filesystem.xattrs(decode_name(path))
         return _copy(b"".join(encode_name(name) + b"\0" for name in names), buffer, size)
 
-    def opendir(self, _path: bytes, info: Any) -> int:
+    def opendir(self, path: bytes, info: Any) -> int:
         """Give a handle; the listing is taken when it is read."""
         info.contents.fh = number = next(self._numbers)
-        self._folders[number] = None
+        self._folders[number] = _Folder(decode_name(path))
         return 0
 
     def releasedir(self, _path: bytes | None, info: Any) -> int:
@@ -159,26 +168,25 @@ class Handlers:
         self._folders.pop(info.contents.fh, None)
         return 0
 
-    def entries_from(self, path: bytes, offset: int, info: Any) -> Iterable[tuple[bytes, bytes, int]]:
-        """Yield name, packed attributes, and offset of the next entry. One reading of a folder sees one listing; a rewind takes a new one."""
-        number = info.contents.fh
+    def entries_from(self, offset: int, info: Any) -> Iterator[tuple[bytes, bytes, int]]:
+        """Yield name, packed attributes, and the next entry's offset. A reading of a folder sees one listing; a rewind takes a new one."""
         core = self.core
-        entries = self._folders.get(number)
-        folder = decode_name(path)
-        if entries is None or offset == 0:
-            entries = self._folders[number] = core.filesystem.entries(folder)
+        folder = self._folders[info.contents.fh]
+        if offset == 0:
+            folder.entries = core.filesystem.entries(folder.path)
+        entries = folder.entries
         pack, told = self.layout.pack, core.kernel.told
         if offset < 2:
-            here = pack(core.filesystem.attributes(folder))
-            for position, name in enumerate((b".", b"..")[offset:], offset + 1):
-                yield name, here, position
+            here = pack(core.filesystem.attributes(folder.path))
+            for position, dots in enumerate((b".", b"..")[offset:], offset + 1):
+                yield dots, here, position
             offset = 2
-        base = folder if folder.endswith("/") else folder + "/"
+        base = folder.path.rstrip("/") + "/"
         for position in range(offset - 2, len(entries)):
-            name_text, attributes = entries[position]
+            name, attributes = entries[position]
             if attributes.version is not None:
-                told(base + name_text, attributes.version)
-            yield encode_name(name_text), pack(attributes), position + 3
+                told(base + name, attributes.version)
+            yield encode_name(name), pack(attributes), position + 3
 
     def refuse(self, *_arguments: Any) -> int:
         """Answer what would change something."""

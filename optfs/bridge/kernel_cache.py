@@ -97,6 +97,10 @@ class KernelCache:
             if not versions:
                 del self._open[path]
 
+    def path(self, handle: int) -> str:
+        """Return the path of an open handle."""
+        return self._handles[handle][0]
+
     def _turn(self) -> None:
         with self._lock:
             now = self._clock()

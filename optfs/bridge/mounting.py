@@ -1,0 +1,256 @@
+"""One mount from its beginning to its end: checks, options, the thread that libfuse runs in, readiness, and stopping.
+
+libfuse's loop runs in a thread of its own, and `Session.run` waits in the caller's. So Python's signal handlers run at once (the interpreter runs
+them in the main thread only), and neither the bindings, which reset SIGINT in the main thread only, nor libfuse, which replaces default
+handlers only, take them away: install handlers for SIGINT, SIGTERM and SIGHUP before `run`.
+
+A mount is in one of these states: not begun; `started` (the kernel has opened the connection); ended. `stop` may be called in any of them, by any
+thread or signal handler. A mount that is in use is unmounted lazily, and its connection is cut where the kernel lets us, so that `run`
+returns; where it doesn't, `run` returns once the last user is gone, and the end of the process cuts the connection.
+"""
+
+import logging
+import os
+import re
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from optfs.bridge import bindings, mounts
+from optfs.bridge.bindings import Binding
+from optfs.bridge.errnos import ErrorReporter
+from optfs.bridge.handlers import Core
+from optfs.bridge.kernel_cache import KernelCache
+from optfs.errors import MountError
+from optfs.filesystem import FileSystem
+
+logger = logging.getLogger(__name__)
+
+READ_AHEAD_KIB = 1024
+"""The kernel's readahead on the mount: as long as libfuse 3's longest request. 128 KiB, the kernel's own, halves a stream's speed."""
+
+ATTRIBUTE_SECONDS = 1.0
+"""How long the kernel may believe attributes, at most. `KernelCache` remembers as long what it was told, so longer costs memory."""
+
+MARGIN_SECONDS = 2.0
+"""How long an answer may take from a handler to the kernel on a busy machine."""
+
+_START_SECONDS = 30.0  # until libfuse has mounted or has failed: one system call, or one helper
+
+
+@dataclass(frozen=True, slots=True)
+class MountOptions:
+    """How to mount.
+
+    Attributes:
+        binding: which.
+        account: shown as the source, `optfs#<account>`.
+        allow_other: whether other users may look.
+        listing_ttl: seconds; attributes are believed no longer than listings.
+
+    """
+
+    binding: Binding
+    account: str
+    allow_other: bool = False
+    listing_ttl: float = 60.0
+
+
+class Session:
+    """One mount of one file system."""
+
+    def __init__(self, filesystem: FileSystem, mountpoint: str, options: MountOptions) -> None:
+        """Describe it; `run` mounts."""
+        self._filesystem = filesystem
+        self._mountpoint = mounts.resolve(mountpoint)
+        self._options = options
+        self._started = threading.Event()
+        self._changed = threading.Event()
+        # Written by the loop's thread before it sets _changed for the last time.
+        self._ended = False
+        self._error: BaseException | None = None
+        # `major:minor` of the mount, once started: names its connection and its readahead in sysfs.
+        self._device: str | None = None
+
+    @property
+    def mountpoint(self) -> str:
+        """Its absolute path."""
+        return self._mountpoint
+
+    def run(self, on_ready: Callable[[], None]) -> None:
+        """Mount, call `on_ready` in this thread when the mount can be used, and return when it has been unmounted.
+
+        Raises:
+            MountError: FUSE is missing or refuses, or the mount point can't be used.
+
+        """
+        check_mountpoint(self._mountpoint)
+        if self._options.allow_other:
+            check_allow_other()
+        factory = bindings.load(self._options.binding)
+        lifetime = min(ATTRIBUTE_SECONDS, self._options.listing_ttl) if sys.platform.startswith("linux") else 0.0
+        # The kernel's clock starts when it takes the answer, so what it was told is remembered for longer than it believes it.
+        kernel = KernelCache(lifetime + MARGIN_SECONDS if lifetime else 0.0, time.monotonic)
+        core = Core(self._filesystem, kernel, ErrorReporter(), self._on_start)
+        options = self._libfuse_options(lifetime)
+
+        def loop() -> None:
+            try:
+                factory(core, self._mountpoint, options)
+            except BaseException as error:  # noqa: BLE001 - told to whoever waits in `run`
+                self._error = error
+            finally:
+                self._ended = True
+                self._changed.set()
+
+        thread = threading.Thread(target=loop, name="fuse-loop", daemon=True)
+        said = _Captured()
+        with said:
+            thread.start()
+            self._changed.wait(_START_SECONDS)
+        if not self._started.is_set():
+            raise MountError(_refusal(self._mountpoint, said.text, self._error))
+        if said.text:  # what other threads logged meanwhile
+            os.write(2, said.text.encode())
+        self._note_device()
+        on_ready()
+        thread.join()
+        if self._error is not None:
+            logger.warning("the mount at %s ended: %s", self._mountpoint, self._error)
+
+    def stop(self) -> None:
+        """Unmount, lazily where the mount is in use, and make `run` return."""
+        if not self._started.is_set() or self._ended:
+            return
+        try:
+            mounts.unmount(self._mountpoint)
+        except MountError as busy:
+            if mounts.find(self._mountpoint) is None:
+                return
+            logger.info("%s; it is taken out of sight", busy.message)
+        else:
+            return
+        try:
+            mounts.unmount(self._mountpoint, lazy=True)
+        except MountError as error:
+            logger.warning("%s", error.message)
+        self._cut()
+
+    def _on_start(self) -> None:
+        self._started.set()
+        self._changed.set()
+
+    def _libfuse_options(self, lifetime: float) -> dict[str, object]:
+        options: dict[str, object] = {
+            "ro": True,
+            "nodev": True,
+            "nosuid": True,
+            "noexec": True,
+            "noatime": True,
+            "default_permissions": True,  # the kernel checks modes, so that no handler has to
+            "fsname": "optfs#" + re.sub(r"[^0-9A-Za-z_.-]", "_", self._options.account),  # a comma would end the option
+            "subtype": "optfs",
+            "entry_timeout": lifetime,
+            "attr_timeout": lifetime,
+            "negative_timeout": 0,
+        }
+        if not sys.platform.startswith("linux"):
+            options = {key: options[key] for key in ("ro", "fsname", "entry_timeout", "attr_timeout")}
+        if self._options.allow_other:
+            options["allow_other"] = True
+        return options
+
+    def _note_device(self) -> None:
+        found = mounts.find(self._mountpoint)
+        if found is None:
+            return
+        self._device = found.device
+        try:
+            Path(f"/sys/class/bdi/{found.device}/read_ahead_kb").write_text(f"{READ_AHEAD_KIB}\n", encoding="ascii")
+        except OSError as error:  # only root may
+            logger.debug("the kernel's readahead stays as it is: %s", error)
+
+    def _cut(self) -> None:
+        """Cut the connection, whose number is the device's minor (Documentation/filesystems/fuse.rst)."""
+        if self._device is None:
+            return
+        try:
+            Path(f"/sys/fs/fuse/connections/{self._device.partition(':')[2]}/abort").write_text("1\n", encoding="ascii")
+        except OSError as error:
+            logger.debug("the connection can't be cut before its last user is gone: %s", error)
+
+
+def serve(filesystem: FileSystem, mountpoint: str, options: MountOptions, on_ready: Callable[[], None]) -> None:
+    """Mount and block until unmounted; see `Session.run`."""
+    Session(filesystem, mountpoint, options).run(on_ready)
+
+
+def check_mountpoint(mountpoint: str) -> None:
+    """Look whether the mount point can be used.
+
+    Raises:
+        MountError: it is missing, no folder, dead, already an optfs mount, or not writable for an ordinary user.
+
+    """
+    path = Path(mountpoint)
+    if mounts.is_dead(mountpoint):
+        raise MountError(f"{mountpoint} is left over from a mount whose process has ended; unmount it: fusermount3 -u -z {mountpoint}")
+    if mounts.find(mountpoint) is not None:
+        raise MountError(f"{mountpoint} is already mounted by optfs; unmount it first: optfs umount {mountpoint}")
+    try:
+        if not path.exists():
+            raise MountError(f"{mountpoint} doesn't exist; make it: mkdir -p {mountpoint}")
+        if not path.is_dir():
+            raise MountError(f"{mountpoint} isn't a folder; mount at one")
+    except PermissionError as error:
+        raise MountError(f"{mountpoint} can't be looked at: {error.strerror}") from error
+    if os.geteuid() != 0 and not os.access(path, os.W_OK):
+        raise MountError(f"{mountpoint} isn't writable for you, which FUSE asks of a mount point; mount at a folder of your own")
+
+
+def check_allow_other(config: Path = Path("/etc/fuse.conf")) -> None:
+    """Look whether an ordinary user may let others in.
+
+    Raises:
+        MountError: /etc/fuse.conf doesn't have `user_allow_other`.
+
+    """
+    if os.geteuid() == 0 or not sys.platform.startswith("linux"):
+        return
+    try:
+        lines = config.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        lines = []
+    if not any(line.strip() == "user_allow_other" for line in lines):
+        raise MountError("--allow-other needs a line `user_allow_other` in /etc/fuse.conf; ask root to add it, or leave the option out")
+
+
+def _refusal(mountpoint: str, said: str, error: BaseException | None) -> str:
+    lines = [line.strip() for line in said.splitlines() if line.strip()]
+    cause = lines[-1] if lines else "FUSE doesn't answer"
+    if error is not None and not isinstance(error, RuntimeError):  # RuntimeError: the bindings' word for a refusal by libfuse
+        cause = f"{type(error).__name__}: {error}"
+    return f"{mountpoint} can't be mounted: {cause}; `optfs doctor` looks for the reason"
+
+
+class _Captured:
+    """Collects what is written to the standard error: libfuse and its helper say there, and only there, why they refuse."""
+
+    def __init__(self) -> None:
+        self.text = ""
+
+    def __enter__(self) -> None:
+        self._file = tempfile.TemporaryFile()
+        self._saved = os.dup(2)
+        os.dup2(self._file.fileno(), 2)
+
+    def __exit__(self, *_exception: object) -> None:
+        os.dup2(self._saved, 2)
+        os.close(self._saved)
+        with self._file as file:
+            file.seek(0)
+            self.text = file.read().decode("utf-8", "replace")
