@@ -2,10 +2,12 @@
 
 Rules:
 
-- Worth another try: ServiceUnavailable and InvalidResponse. Everything else is an answer.
-- Between tries there is a pause of random length, growing from `FIRST_PAUSE` to `LONGEST_PAUSE` on average; `retry_after` takes its place
-  where the service asks for a pause. A try that the deadline would cut off isn't made: the last failure is raised, which says more.
-- A read goes on where it broke off: what has arrived of a pinned version is right. Tries that brought bytes aren't counted.
+- Worth another try: ServiceUnavailable, and InvalidResponse a few times. Everything else is an answer.
+- Between tries there is a pause of random length (full jitter), up to a bound that doubles from `FIRST_PAUSE` to `LONGEST_PAUSE`; where
+  the service asks for a pause (Retry-After), that one is made.
+- A try that the deadline would cut off isn't made. When time runs out, the last failure is raised if the service did answer, as it says
+  more; DeadlineExceeded if there was only silence.
+- A read goes on where it broke off: what has arrived of a pinned version is right. Only tries in a row that brought no byte are counted.
 - A rejected credential is renewed once an operation (`CredentialSource.reject` lets many who were refused share one renewal).
 - Each change of state is logged once: the store fails, the store works again.
 
@@ -17,28 +19,29 @@ import random
 import threading
 import time
 from collections.abc import Callable
+from typing import NoReturn
 
 from optfs.credentials.protocol import CredentialSource
-from optfs.errors import AccessError, DeadlineExceeded, InvalidResponse, OptfsError, ServiceUnavailable
+from optfs.errors import AccessDenied, AccessError, DeadlineExceeded, InvalidResponse, OptfsError, ServiceError, ServiceUnavailable
 from optfs.stores.counters import StoreCounters
 from optfs.stores.protocol import Progress, Store
 from optfs.stores.rejection import RejectedCredential
-from optfs.values import AccountRoot, Clock, Deadline, ListPage, ObjectInfo
+from optfs.stores.transport import Stalled
+from optfs.values import AccountRoot, Deadline, ListPage, ObjectInfo
 
 logger = logging.getLogger(__name__)
 
-TRIES = 8
-"""Without a byte of progress. With the pauses below some 10 s on average: an outage that takes longer is told to the user."""
-FIRST_PAUSE = 0.1
-LONGEST_PAUSE = 5.0
-LEAST = 0.1
-"""Seconds that a try must have left to be made at all."""
+TRIES = 8  # without a byte of progress; with the pauses below some 8 s on average: an outage that takes longer is told to the user
+INVALID_TRIES = 3  # a proxy's page seldom goes away by asking again
+FIRST_PAUSE = 0.1  # seconds
+LONGEST_PAUSE = 5.0  # seconds
+LEAST = 0.1  # seconds that a try must have left to be made at all
 
 Pause = Callable[[float], None]
 
 
 class RetryingStore:
-    """A store around another; see `stores.protocol.Store`."""
+    """A store around another; implements `stores.protocol.Store`."""
 
     def __init__(
         self,
@@ -46,9 +49,8 @@ class RetryingStore:
         source: CredentialSource,
         counters: StoreCounters,
         *,
-        clock: Clock = time.monotonic,
         pause: Pause = time.sleep,
-        dice: random.Random | None = None,
+        dice: Callable[[], float] = random.random,
     ) -> None:
         """Wrap `store`, whose requests carry what `source` holds.
 
@@ -56,17 +58,15 @@ class RetryingStore:
             store: what is asked.
             source: told of rejected credentials.
             counters: where retries are counted.
-            clock: monotonic.
             pause: waits so many seconds.
-            dice: for the pauses' lengths.
+            dice: gives numbers in [0, 1), for the pauses' lengths.
 
         """
         self._store = store
         self._source = source
         self._counters = counters
-        self._clock = clock
         self._pause = pause
-        self._dice = dice or random.Random()  # noqa: S311 - jitter
+        self._dice = dice
         self._state_lock = threading.Lock()
         self._failing = False  # guarded by _state_lock
 
@@ -76,20 +76,20 @@ class RetryingStore:
         return self._store.root
 
     def list_page(self, prefix: str, *, delimiter: str | None, continuation: str | None, deadline: Deadline) -> ListPage:
-        """Return one page; see the protocol."""
-        rounds = _Rounds(self, deadline)
+        """Return one page; see `Store`. What it raises is final."""
+        tries = _Tries(self, deadline)
         while True:
             try:
                 page = self._store.list_page(prefix, delimiter=delimiter, continuation=continuation, deadline=deadline)
             except OptfsError as error:
-                rounds.failed(error, progressed=False)
+                tries.failed(error, progressed=False)
             else:
                 self._works()
                 return page
 
     def read_into(self, info: ObjectInfo, start: int, buffer: memoryview, progress: Progress, deadline: Deadline) -> None:
-        """Fill `buffer`; see the protocol."""
-        rounds = _Rounds(self, deadline)
+        """Fill `buffer`; see `Store`. What it raises is final."""
+        tries = _Tries(self, deadline)
         filled = 0
         while True:
             told = _Told(filled, progress)
@@ -100,7 +100,7 @@ class RetryingStore:
                 filled = told.filled
                 if filled == len(buffer):  # all is there; only the end of the exchange failed
                     break
-                rounds.failed(error, progressed=progressed)
+                tries.failed(error, progressed=progressed)
             else:
                 break
         self._works()
@@ -110,32 +110,38 @@ class RetryingStore:
         self._store.close()
 
     def renew(self, error: RejectedCredential, deadline: Deadline) -> None:
-        """Have a rejected credential renewed."""
-        self._source.reject(error.credential, max(LEAST, deadline.remaining()))
+        """Have a rejected credential replaced; raise what says that it can't be."""
+        try:
+            self._source.reject(error.credential, max(LEAST, deadline.remaining()))
+        except OptfsError as failure:
+            self.give_up(failure)
         self._counters.renewal()
 
-    def wait(self, error: OptfsError, tries: int, deadline: Deadline) -> None:
-        """Pause before the next try, or raise `error` where none would fit."""
-        asked = error.retry_after if isinstance(error, ServiceUnavailable) else None
-        seconds = asked if asked is not None else min(LONGEST_PAUSE, FIRST_PAUSE * 2**tries) * self._dice.random()
-        if tries >= TRIES or deadline.remaining() < seconds + LEAST:
+    def wait(self, error: ServiceError, tries: int, deadline: Deadline) -> None:
+        """Pause before the next try, or raise why none is made."""
+        limit = INVALID_TRIES if isinstance(error, InvalidResponse) else TRIES
+        if tries >= limit:
             self.give_up(error)
+        asked = error.retry_after if isinstance(error, ServiceUnavailable) else None
+        seconds = asked if asked is not None else min(LONGEST_PAUSE, FIRST_PAUSE * 2.0 ** (tries - 1)) * self._dice()
+        if deadline.remaining() < seconds + LEAST:
+            self.give_up(error if not isinstance(error, Stalled) else DeadlineExceeded(error.message, detail=error.detail))
         self._counters.retry()
         if seconds > 0:
             self._pause(seconds)
 
-    def give_up(self, error: OptfsError) -> None:
-        """Count, log and raise a failure."""
+    def give_up(self, error: OptfsError) -> NoReturn:
+        """Count, log where it is news, and raise a failure."""
         self._counters.error()
-        if isinstance(error, ServiceUnavailable | InvalidResponse | AccessError | DeadlineExceeded):
+        if isinstance(error, ServiceError | AccessError | DeadlineExceeded):
             with self._state_lock:
-                first, self._failing = not self._failing, True
-            if first:
-                logger.warning("requests to %s fail: %s (%s)", self._store.root.bucket, error, error.detail)
+                news, self._failing = not self._failing, True
+            if news:
+                logger.warning("requests to %s fail: %s (%s)", self._store.root.bucket, error.message, error.detail)
         raise error
 
     def _works(self) -> None:
-        if not self._failing:  # read without the lock: a stale value costs one log line later
+        if not self._failing:  # read without the lock: a stale value delays one line of the log
             return
         with self._state_lock:
             recovered, self._failing = self._failing, False
@@ -143,30 +149,34 @@ class RetryingStore:
             logger.info("requests to %s work again", self._store.root.bucket)
 
 
-class _Rounds:
-    """The tries of one operation."""
+class _Tries:
+    """The tries of one operation, made by one thread."""
 
     def __init__(self, store: RetryingStore, deadline: Deadline) -> None:
         self._store = store
         self._deadline = deadline
-        self._tries = 0
+        self._fruitless = 0
         self._renewed = False
+        self._answered: ServiceError | None = None  # the last failure that the service itself told of
 
     def failed(self, error: OptfsError, *, progressed: bool) -> None:
         """Return when another try is to be made; raise otherwise."""
         if progressed:
-            self._tries = 0
-        if isinstance(error, RejectedCredential) and not self._renewed:
+            self._fruitless = 0
+        if isinstance(error, RejectedCredential):
+            if self._renewed:
+                message = "the service refuses credentials that were just renewed; check that the token's user has access to the export"
+                self._store.give_up(AccessDenied(message, detail=error.detail))
             self._renewed = True
-            try:
-                self._store.renew(error, self._deadline)
-            except OptfsError as failure:
-                self._store.give_up(failure)
+            self._store.renew(error, self._deadline)
             return
+        if isinstance(error, DeadlineExceeded) and self._answered is not None:
+            self._store.give_up(self._answered)
         if not isinstance(error, ServiceUnavailable | InvalidResponse):
             self._store.give_up(error)
-        self._tries += 1
-        self._store.wait(error, self._tries, self._deadline)
+        self._answered = None if isinstance(error, Stalled) else error
+        self._fruitless += 1
+        self._store.wait(error, self._fruitless, self._deadline)
 
 
 class _Told:

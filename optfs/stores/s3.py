@@ -1,27 +1,30 @@
-"""S3: ListObjectsV2 and ranged GETs, signed by botocore's SigV4 signer, sent by urllib3.
+"""Amazon S3: ListObjectsV2 and ranged GetObject, signed by botocore, sent by urllib3.
 
 Rules:
 
-- Nothing but these two requests: the export's credentials may be refused HeadBucket, GetBucketLocation, HEAD and a list of the root.
-- A read names its version (`If-Match`), a listing its prefix below the account's.
-- An endpoint of the user's own is addressed path style, Amazon's by the bucket's host name. Region us-east-1, where the export is.
-- The server's clock counts: when it says that ours is off, the difference is kept and the request signed once more.
+- Nothing else is ever asked for: no HeadBucket, GetBucketLocation, HEAD, or listing above the account's prefix. The export's policy
+  denies them.
+- Each read carries `If-Match` with the version's ETag, so that S3 itself refuses another version (412).
+- Requests are signed with the service's time: when S3 says that this computer's clock is wrong, the difference is taken from its Date
+  header, once for all requests that follow.
+- Virtual-host style at AWS (path style only for a bucket with dots, which the wildcard certificate doesn't cover), path style elsewhere.
 
-Facts from Amazon's S3 API reference (error codes, headers, encoding-type) and the Signature Version 4 documentation.
+Facts from Amazon's API reference (ListObjectsV2, GetObject, Error responses, Signature Version 4).
 
-Lock: `_skew_lock` guards `_skew`, a leaf.
+Lock order: `_lock` is a leaf.
 """
 
-import datetime
+import logging
 import threading
 import time
+from collections.abc import Callable, Mapping
 from email.utils import parsedate_to_datetime
+from typing import NamedTuple
 from urllib.parse import quote
 from xml.etree import ElementTree
 
-from botocore.auth import S3SigV4Auth
+from botocore.auth import EMPTY_SHA256_HASH, S3SigV4Auth
 from botocore.awsrequest import AWSRequest
-from botocore.credentials import Credentials
 from urllib3.response import BaseHTTPResponse
 
 from optfs.credentials.protocol import AwsCredential, CredentialSource
@@ -34,18 +37,23 @@ from optfs.stores.s3_listing import parse_listing
 from optfs.stores.transport import Transport
 from optfs.values import AccountRoot, Deadline, ListPage, MiB, ObjectInfo, encode_name
 
-REGION = "us-east-1"
-EMPTY_SHA256 = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
-LONGEST_LISTING = 16 * MiB  # 1000 keys of 1024 bytes, three times as long when encoded, and the rest of each entry
-PAGE = 1000
+logger = logging.getLogger(__name__)
 
-_REJECTED = {"ExpiredToken", "InvalidAccessKeyId", "InvalidToken", "TokenRefreshRequired", "ExpiredTokenException"}
-_SKEWED = {"RequestTimeTooSkewed", "RequestExpired"}
-_BUSY = {"SlowDown", "InternalError", "ServiceUnavailable", "RequestTimeout", "Throttling", "ThrottlingException"}
+REGION = "us-east-1"  # of the export's bucket, says Optimizely's documentation
+PAGE_KEYS = 1000  # the most that S3 gives
+PAGE_LIMIT = 32 * MiB  # a page of 1000 keys of 1024 bytes, each byte as %XX, is below 4 MiB
+SAME_CLOCK = 60.0  # seconds; a correction smaller than this wouldn't change S3's mind, whose limit is 15 minutes
+
+_REJECTED = frozenset({"ExpiredToken", "InvalidAccessKeyId", "InvalidToken", "TokenRefreshRequired", "SignatureDoesNotMatch"})
+_SKEWED = frozenset({"RequestTimeTooSkewed", "RequestExpired"})
+_BUSY = frozenset(
+    {"SlowDown", "InternalError", "ServiceUnavailable", "RequestTimeout", "Throttling", "ThrottlingException", "RequestLimitExceeded"}
+)
+_ELSEWHERE = frozenset({"PermanentRedirect", "TemporaryRedirect", "AuthorizationHeaderMalformed", "IllegalLocationConstraintException"})
 
 
 class S3Store:
-    """One account's objects in one bucket; see `stores.protocol.Store`."""
+    """One account's prefix of one bucket; implements `stores.protocol.Store`."""
 
     def __init__(
         self,
@@ -56,31 +64,35 @@ class S3Store:
         endpoint_url: str | None,
         timeout: float,
         user_agent: str,
+        wall_clock: Callable[[], float] = time.time,
     ) -> None:
-        """Prepare; sends nothing.
+        """Prepare; nothing is sent.
 
         Args:
             root: bucket and prefix.
-            source: the credentials that requests are signed with.
+            source: of AwsCredentials.
             counters: where requests are counted.
-            endpoint_url: another address than Amazon's, path style.
-            timeout: `--timeout`, seconds.
+            endpoint_url: None: AWS itself.
+            timeout: `--timeout`, seconds; see `Transport`.
             user_agent: the User-Agent header.
+            wall_clock: seconds since the epoch, for signatures.
 
         Raises:
-            ConfigError: the endpoint's URL can't be used.
+            ConfigError: the endpoint's URL is unusable.
 
         """
         self._root = root
         self._source = source
-        if endpoint_url is None:
-            base, self._path = f"https://{root.bucket}.s3.{REGION}.amazonaws.com", "/"
+        self._wall_clock = wall_clock
+        if endpoint_url is not None:
+            self._base, self._path = endpoint_url.rstrip("/"), f"/{root.bucket}"
+        elif "." in root.bucket:
+            self._base, self._path = f"https://s3.{REGION}.amazonaws.com", f"/{root.bucket}"
         else:
-            base, self._path = endpoint_url.rstrip("/"), f"/{root.bucket}/"
-        self._base = base
-        self._transport = Transport(base, timeout=timeout, user_agent=user_agent, counters=counters)
-        self._skew_lock = threading.Lock()
-        self._skew = 0.0  # seconds that the server's clock is ahead of ours; guarded by _skew_lock
+            self._base, self._path = f"https://{root.bucket}.s3.{REGION}.amazonaws.com", ""
+        self._transport = Transport(self._base, timeout=timeout, user_agent=user_agent, counters=counters)
+        self._lock = threading.Lock()
+        self._clock_offset = 0.0  # guarded by _lock; S3's time minus this computer's, seconds
 
     @property
     def root(self) -> AccountRoot:
@@ -88,31 +100,42 @@ class S3Store:
         return self._root
 
     def list_page(self, prefix: str, *, delimiter: str | None, continuation: str | None, deadline: Deadline) -> ListPage:
-        """Return one page; see the protocol."""
-        query = {"encoding-type": "url", "list-type": "2", "max-keys": str(PAGE), "prefix": prefix}
+        """Return one page; see `Store`."""
+        if not prefix.startswith(self._root.prefix):
+            raise ValueError("a listing must stay below the account's prefix")
+        query = {"encoding-type": "url", "list-type": "2", "max-keys": str(PAGE_KEYS), "prefix": prefix}
         if delimiter is not None:
             query["delimiter"] = delimiter
         if continuation is not None:
             query["continuation-token"] = continuation
-        text = "&".join(f"{name}={quote(encode_name(value), safe='-_.~')}" for name, value in sorted(query.items()))
-        path = self._path if self._path == "/" else self._path.rstrip("/")
-        response = self._get("list", f"{path}?{text}", {}, deadline)
+        credential = self._credential(deadline)
+        target = f"{self._path or '/'}?" + "&".join(f"{name}={_encode(value)}" for name, value in sorted(query.items()))
+        response = self._transport.get("list", target, self._signed(target, {}, credential), deadline)
         if response.status != 200:
-            raise InvalidResponse(f"S3 answered a listing with status {response.status}", detail=_request_id(response))
-        return parse_listing(self._transport.body(response, LONGEST_LISTING, deadline))
+            raise self._failure(response, credential, deadline, None)
+        body = self._transport.body(response, PAGE_LIMIT, deadline)
+        page = parse_listing(body)
+        if not all(info.key.startswith(prefix) for info in page.objects):
+            raise InvalidResponse("S3 listed other keys than asked for")
+        return page
 
     def read_into(self, info: ObjectInfo, start: int, buffer: memoryview, progress: Progress, deadline: Deadline) -> None:
-        """Fill `buffer`; see the protocol."""
-        headers = {"Range": range_header(start, len(buffer)), "If-Match": f'"{info.version}"'}
-        target = self._path + quote(encode_name(info.key), safe="-_.~/")
-        response = self._get("get", target, headers, deadline, info)
+        """Fill `buffer`; see `Store`."""
+        tag = f'"{info.version}"'
+        credential = self._credential(deadline)
+        target = f"{self._path}/{_encode(info.key, safe='/')}"
+        asked = {"Range": range_header(start, len(buffer)), "If-Match": tag, "Accept-Encoding": "identity"}
+        response = self._transport.get("get", target, self._signed(target, asked, credential), deadline)
+        if response.status not in {200, 206}:
+            raise self._failure(response, credential, deadline, info)
         try:
             check_range(response.status, response.headers, info, start, len(buffer))
-            tag = response.headers.get("ETag")
-            if tag is not None and tag.removeprefix("W/").strip('"') != info.version:
-                raise gone(info, f"ETag {tag[:80]}")
-        except OptfsError:
+            got = response.headers.get("ETag", tag)
+            if got.removeprefix("W/").strip('"') != info.version:
+                raise gone(info, f"ETag {got[:80]} instead of {tag}")
+        except OptfsError as error:
             response.close()
+            error.detail = f"{error.detail}; request {_request_id(response.headers)}"
             raise
         self._transport.fill(response, buffer, progress, deadline)
 
@@ -120,94 +143,100 @@ class S3Store:
         """Close idle connections."""
         self._transport.close()
 
-    def _get(self, kind: str, target: str, headers: dict[str, str], deadline: Deadline, info: ObjectInfo | None = None) -> BaseHTTPResponse:
-        """Send a signed request and return an answer that tells of no error, its body unread."""
-        for again in (True, False):
-            credential = self._source.current(deadline.check("a request to S3"))
-            if not isinstance(credential, AwsCredential):
-                raise AccessError("these credentials aren't for S3")
-            signed = self._sign(target, headers, credential)
-            response = self._transport.get("list" if kind == "list" else "get", target, signed, deadline)
-            if response.status in (200, 206):
-                return response
-            error = self._error(response, credential, info, deadline)
-            if again and isinstance(error, _Skewed):
-                self._learn_skew(response)
-                continue
-            raise error
-        raise AssertionError("the second round returns or raises")
+    def _credential(self, deadline: Deadline) -> AwsCredential:
+        credential = self._source.current(deadline.check("a request to S3"))
+        if not isinstance(credential, AwsCredential):
+            raise AccessError("the credential that is held isn't for S3; check the provider")
+        return credential
 
-    def _sign(self, target: str, headers: dict[str, str], credential: AwsCredential) -> dict[str, str]:
-        request = AWSRequest("GET", self._base + target, headers={**headers, "X-Amz-Content-SHA256": EMPTY_SHA256})
-        keys = Credentials(credential.access_key, credential.secret_key, credential.session_token)
-        with self._skew_lock:
-            skew = self._skew
-        _Signer(keys, skew).add_auth(request)
-        return {name: value if isinstance(value, str) else value.decode("ascii") for name, value in request.headers.items()}
+    def _signed(self, target: str, headers: dict[str, str], credential: AwsCredential) -> dict[str, str]:
+        """Return `headers` and those that sign them."""
+        with self._lock:
+            offset = self._clock_offset
+        stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(self._wall_clock() + offset))
+        request = AWSRequest("GET", self._base + target, headers=headers)
+        request.headers["X-Amz-Date"] = stamp
+        request.headers["X-Amz-Content-SHA256"] = EMPTY_SHA256_HASH
+        if credential.session_token is not None:
+            request.headers["X-Amz-Security-Token"] = credential.session_token
+        request.context["timestamp"] = stamp
+        # Not add_auth: it reads the computer's own clock, and writes the session token into botocore's debug log.
+        auth = S3SigV4Auth(credential, "s3", REGION)  # type: ignore[arg-type]  # it reads the two keys only, named alike
+        signature = auth.signature(auth.string_to_sign(request, auth.canonical_request(request)), request)
+        names = auth.signed_headers(auth.headers_to_sign(request))
+        request.headers["Authorization"] = (
+            f"AWS4-HMAC-SHA256 Credential={auth.scope(request)}, SignedHeaders={names}, Signature={signature}"
+        )
+        return dict(request.headers.items())
 
-    def _learn_skew(self, response: BaseHTTPResponse) -> None:
-        try:
-            server = parsedate_to_datetime(response.headers.get("Date", "")).timestamp()
-        except ValueError:
-            return
-        with self._skew_lock:
-            self._skew = server - time.time()
-
-    def _error(self, response: BaseHTTPResponse, credential: AwsCredential, info: ObjectInfo | None, deadline: Deadline) -> OptfsError:
-        status = response.status
+    def _failure(self, response: BaseHTTPResponse, credential: AwsCredential, deadline: Deadline, info: ObjectInfo | None) -> OptfsError:
+        """Return the exception for an answer that isn't the wanted one; `info` is what was read, None for a listing."""
         body = self._transport.error_body(response, deadline)
-        code = _code(body)
-        detail = f"status {status}, {code or 'no code'}, {_request_id(response)}"
-        if code in _SKEWED:
-            return _Skewed("S3 says that this computer's clock is wrong; set it", detail=detail)
-        if code in _REJECTED or status == 401:
-            return RejectedCredential("S3 refuses the credentials", credential, detail=detail)
-        if code in _BUSY or status in (408, 429) or status >= 500:
-            wait = retry_after(response.headers, time.time())
-            return ServiceUnavailable("S3 is overloaded or failing; try again later", detail=detail, retry_after=wait)
-        if status == 403:
-            return AccessDenied("S3 refuses access; check that the token's user may read the export", detail=detail)
-        if info is not None and status in (404, 412, 416):
+        status, headers = response.status, response.headers
+        told = _parse_error(body)
+        detail = f"status {status}, code {told.code or '-'}, request {_request_id(headers)}"
+        bucket = self._root.bucket
+        if told.code in _REJECTED:
+            return RejectedCredential("S3 doesn't accept the credential", credential, detail=detail)
+        if told.code in _SKEWED:
+            return self._correct_clock(headers, detail)
+        if status in {408, 429, 500, 502, 503, 504} or told.code in _BUSY:
+            wait = retry_after(headers, self._wall_clock())
+            return ServiceUnavailable("S3 is overloaded or has a failure; try again later", detail=detail, retry_after=wait)
+        if status in {301, 307} or told.code in _ELSEWHERE:
+            region = headers.get("x-amz-bucket-region") or told.region or "another region"
+            return ServiceError(f"the bucket {bucket} is in {region}, not in {REGION}; check the endpoint's URL", detail=detail)
+        if looks_like_html(body) or 300 <= status < 400:
+            return InvalidResponse("the answer isn't S3's; is a proxy or a sign-in page in between?", detail=detail)
+        if told.code == "NoSuchBucket":
+            return AccessDenied(f"there is no bucket {bucket}; check the account and the provider", detail=detail)
+        if info is not None and status in {404, 412, 416}:
             return gone(info, detail)
-        if code == "NoSuchBucket" or status == 404:
-            return ServiceError(f"there is no bucket {self._root.bucket} at that address; check --s3-endpoint-url", detail=detail)
-        if 300 <= status < 400:
-            region = response.headers.get("x-amz-bucket-region", "unknown")
-            return ServiceError(f"S3 redirects to another address (region {region}); check --s3-endpoint-url", detail=detail)
-        if looks_like_html(body):
-            return InvalidResponse("a web page came instead of S3's answer; is a proxy or a sign-in page in between?", detail=detail)
-        return InvalidResponse(f"S3 answered with status {status}", detail=detail)
+        if status in {401, 403}:
+            return AccessDenied(
+                f"S3 denies access to {bucket}/{self._root.prefix}; check the account and the token's rights", detail=detail
+            )
+        if 400 <= status < 500:
+            return ServiceError(f"S3 refused a request ({told.code or status})", detail=detail)
+        return InvalidResponse(f"S3 answered with the unexpected status {status}", detail=detail)
+
+    def _correct_clock(self, headers: Mapping[str, str], detail: str) -> OptfsError:
+        """Take the service's time from now on; return the exception that asks for another try, or says that it didn't help."""
+        advice = "this computer's clock is wrong, and S3 refuses requests because of it; set the clock"
+        try:
+            offset = parsedate_to_datetime(headers.get("Date", "")).timestamp() - self._wall_clock()
+        except (ValueError, OverflowError):
+            return AccessDenied(advice, detail=detail)
+        with self._lock:
+            changed = abs(offset - self._clock_offset) > SAME_CLOCK
+            if changed:
+                self._clock_offset = offset
+        if not changed and abs(offset) <= SAME_CLOCK:
+            return AccessDenied(advice, detail=detail)
+        if changed:
+            logger.warning("this computer's clock is %.0f s off; requests are signed with S3's time", -offset)
+        return ServiceUnavailable(advice, detail=detail, retry_after=0.0)
 
 
-class _Skewed(AccessError):
-    """Our clock and the server's differ by more than 15 minutes."""
+class _Told(NamedTuple):
+    """What the body of an error says."""
+
+    code: str
+    region: str
 
 
-class _Signer(S3SigV4Auth):
-    """botocore's signer, by a clock that may be ahead of ours."""
-
-    def __init__(self, credentials: Credentials, skew: float) -> None:
-        super().__init__(credentials, "s3", REGION)
-        self._skew = skew
-
-    def add_auth(self, request: AWSRequest) -> None:
-        """Sign, by the server's clock; the same steps as botocore's, whose clock is fixed."""
-        now = datetime.datetime.now(datetime.UTC) + datetime.timedelta(seconds=self._skew)
-        request.context["timestamp"] = now.strftime("%Y%m%dT%H%M%SZ")
-        self._modify_request_before_signing(request)  # type: ignore[attr-defined]  # the stubs leave out what is not public
-        canonical_request = self.canonical_request(request)
-        string_to_sign = self.string_to_sign(request, canonical_request)
-        signature = self.signature(string_to_sign, request)
-        self._inject_signature_to_request(request, signature)  # type: ignore[attr-defined]  # the stubs leave out what is not public
-
-
-def _code(body: bytes) -> str:
+def _parse_error(body: bytes) -> _Told:
     try:
         root = ElementTree.fromstring(body)  # noqa: S314 - expat limits the expansion of entities itself since 2.4.1
     except (ElementTree.ParseError, ValueError):
-        return ""
-    return next((child.text or "" for child in root if child.tag.rpartition("}")[2] == "Code"), "")[:80]
+        return _Told("", "")
+    found = {child.tag.rpartition("}")[2]: (child.text or "")[:80] for child in root}
+    return _Told(found.get("Code", ""), found.get("Region", ""))
 
 
-def _request_id(response: BaseHTTPResponse) -> str:
-    return f"request {response.headers.get('x-amz-request-id', '-')[:80]}"
+def _request_id(headers: Mapping[str, str]) -> str:
+    return headers.get("x-amz-request-id", "-")[:80]
+
+
+def _encode(text: str, safe: str = "") -> str:
+    return quote(encode_name(text), safe=safe + "-_.~")
