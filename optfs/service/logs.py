@@ -38,8 +38,10 @@ _SHAPES: tuple[tuple[re.Pattern[str], str], ...] = tuple(
         ),
         (r"\b(signature)=[0-9a-z%+/_-]{16,}=*", rf"\1={HIDDEN}"),
         (
-            (r"\b(token|access_?token|refresh_?token|session_?token|secret_?access_?key|secret_?key|private_?key|password)"
-            r"(['\"]?\s*[:=]\s*b?['\"])[^'\"]*",
+            (
+                r"\b(token|access_?token|refresh_?token|session_?token|secret_?access_?key|secret_?key|private_?key|password)"
+                r"(['\"]?\s*[:=]\s*b?['\"])[^'\"]*"
+            ),
             rf"\1\2{HIDDEN}",
         ),
         (r"\b(access_token|session_token|token)=[^\s&'\"]+", rf"\1={HIDDEN}"),

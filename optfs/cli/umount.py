@@ -1,0 +1,20 @@
+"""`optfs umount`."""
+
+from pathlib import Path
+
+import click
+
+
+@click.command("umount")
+@click.argument("mountpoint", type=click.Path(path_type=Path))
+@click.option("--lazy", is_flag=True, help="Take it out of sight even while it is in use.")
+@click.option(
+    "--timeout", type=click.FloatRange(min=0), default=15.0, show_default=True, help="Seconds to wait for the background process."
+)
+def command(mountpoint: Path, lazy: bool, timeout: float) -> None:
+    """Unmount, and wait until the background process has ended."""
+    from optfs.service import running
+
+    line = running.unmount(mountpoint, lazy=lazy, timeout=timeout)
+    if "unmounted;" in line or ":" in line:
+        click.echo(line)

@@ -1,0 +1,75 @@
+"""The composition root: everything that one mount consists of, put together, and taken apart in the opposite order.
+
+From bottom to top: stores with retries, the block cache, the pool of fetching threads, the catalog, open files, the file system. `Mount` owns
+them all; nothing else in optfs makes one of these for a running mount.
+
+`--memory` is shared: an eighth of it, at most `BACKLOG`, for blocks that wait to be written to the cache, the rest for open files.
+"""
+
+import contextlib
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from optfs.bridge.bindings import Binding
+from optfs.cache.disk import BACKLOG, CacheStats, open_cache
+from optfs.cache.room import FreeFloor
+from optfs.config import Config
+from optfs.filesystem import FileSystem, Owner, Totals
+from optfs.reading.files import Files
+from optfs.service.providers import Connected
+from optfs.stores.protocol import Store
+from optfs.stores.retry import RetryingStore
+from optfs.tree.catalog import Catalog
+from optfs.values import Provider
+from optfs.workers import WorkerPool
+
+FETCH_THREADS = 24
+"""Ranged GETs and listings at once: more brought nothing on two cores, fewer left the network idle."""
+
+CLOSE_LIMIT = 3.0
+"""Seconds that running fetches get to end; what they bring nobody wants any more."""
+
+
+class Mount:
+    """The parts of one mount."""
+
+    def __init__(self, config: Config, connected: Sequence[Connected], mountpoint: Path, binding: Binding) -> None:
+        """Put the parts together; sends nothing."""
+        self.config = config
+        self.connected = connected
+        self.mountpoint = mountpoint
+        self.binding = binding
+        self.started_at = time.time()
+        self.account = connected[0].store.root.account
+        stores: dict[Provider, Store] = {each.provider: RetryingStore(each.store, each.source, each.counters) for each in connected}
+        backlog = min(BACKLOG, config.memory // 8) if config.cache_size else 0
+        floor = FreeFloor(config.cache_min_free.size, config.cache_min_free.fraction)
+        self.cache = open_cache(config.cache_dir, limit=config.cache_size, min_free=floor, backlog=backlog)
+        self.pool = WorkerPool("fetch", FETCH_THREADS)
+        self.catalog = Catalog(stores, pool=self.pool, listing_ttl=config.listing_ttl, timeout=config.timeout)
+        self.files = Files(stores, self.cache, pool=self.pool, memory=config.memory - backlog, timeout=config.timeout)
+        self.filesystem = FileSystem(
+            self.catalog,
+            self.files,
+            roots={each.provider: each.store.root for each in connected},
+            owner=Owner(config.uid, config.gid, config.umask),
+            cache=self.cache,
+            timeout=config.timeout,
+            clock=time.monotonic,
+            totals=lambda: Totals(0, self.catalog.statistics().objects),
+        )
+
+    def cache_stats(self) -> CacheStats:
+        """Return what the block cache did."""
+        return self.cache.stats()
+
+    def close(self) -> None:
+        """End all threads, as far as they end in time, and let go of files and connections."""
+        with contextlib.ExitStack() as stack:
+            for each in self.connected:
+                stack.callback(each.store.close)
+                stack.callback(each.source.close, 1.0)
+            stack.callback(self.cache.close)
+            stack.callback(self.pool.close, CLOSE_LIMIT)
+            stack.callback(self.catalog.close)

@@ -1,0 +1,154 @@
+"""The life of one mount process: from settings to unmounted.
+
+Threads: the main thread waits for signals; `mount` runs the session of FUSE; the rest see docs/architecture.md. A first SIGINT or SIGTERM unmounts
+(lazily where the mount is in use) and lets everything end in order; a second one, or `STOP_LIMIT` seconds, ends the process as it is.
+The kernel cuts the mount of a process that ended, so nobody hangs on it.
+"""
+
+import contextlib
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from optfs.bridge import bindings, mounting, mounts
+from optfs.config import Config
+from optfs.errors import MountError
+from optfs.service import allocator, logs, report
+from optfs.service.composition import Mount
+from optfs.service.control import ControlServer, ask_mount
+from optfs.service.providers import connect
+from optfs.service.signals import ENDING, WAKE, Signals
+
+logger = logging.getLogger(__name__)
+
+STOP_LIMIT = 10.0
+"""Seconds between asking a mount to end and leaving it: a lazily unmounted one lives as long as its last user."""
+
+
+def check(mountpoint: Path) -> None:
+    """See that one can mount there; take away what a killed mount left.
+
+    Raises:
+        MountError: one can't.
+
+    """
+    if mounts.recover_stale(mountpoint):
+        logger.warning("%s was left over from a mount that had ended; it was unmounted", mountpoint)
+    mounting.check_mountpoint(mounts.resolve(mountpoint))
+
+
+def run(config: Config, mountpoint: Path, announce: Callable[[], None], *, foreground: bool) -> int:
+    """Mount, call `announce` when the mount is usable, serve until it is unmounted, and return the exit code.
+
+    Main thread only.
+
+    Raises:
+        OptfsError: it can't be mounted.
+
+    """
+    allocator.limit_arenas()
+    allocator.forbid_core_files()
+    allocator.raise_file_limit()
+    logs.configure(config.log_level, config.log_file, config.log_format, foreground=foreground)
+    check(mountpoint)
+    binding = bindings.choose(config.binding)
+    if config.allow_other:
+        mounting.check_allow_other()
+    with contextlib.ExitStack() as stack:
+        signals = stack.enter_context(Signals())
+        mount = Mount(config, connect(config), mountpoint, binding)
+        stack.callback(mount.close)
+        if config.metrics is not None:
+            from optfs.service import metrics  # noqa: PLC0415 - only when asked for
+
+            stack.callback(metrics.serve(config.metrics, lambda: report.document(mount)))
+        control = ControlServer(Path(mounts.resolve(mountpoint)), lambda: report.document(mount))
+        stack.callback(control.close)
+        options = mounting.MountOptions(binding, mount.account, config.allow_other, config.listing_ttl)
+        session = mounting.Session(mount.filesystem, str(mountpoint), options)
+
+        def ready() -> None:
+            control.start()
+            providers = " and ".join(each.provider for each in mount.connected)
+            logger.info("account %s (%s) is mounted at %s by %s", mount.account, providers, mountpoint, binding)
+            announce()
+
+        _serve(session, ready, signals)
+        logger.info("%s is unmounted", mountpoint)
+    return 0
+
+
+def _serve(session: mounting.Session, ready: Callable[[], None], signals: Signals) -> None:
+    """Run the session in a thread until it ends by itself or is asked to."""
+    failures: list[BaseException] = []
+
+    def serve() -> None:
+        try:
+            session.run(ready)
+        except BaseException as error:  # noqa: BLE001 - raised again in the main thread
+            failures.append(error)
+        finally:
+            signals.wake()
+
+    thread = threading.Thread(target=serve, name="mount", daemon=True)
+    thread.start()
+    asked_at: float | None = None
+    while thread.is_alive():
+        arrived = signals.wait(None if asked_at is None else max(0.0, asked_at + STOP_LIMIT - time.monotonic()))
+        if WAKE in arrived:
+            thread.join(1.0)
+            continue
+        ending = any(number in ENDING for number in arrived)
+        if asked_at is not None and (ending or time.monotonic() >= asked_at + STOP_LIMIT):
+            logger.warning("the mount is in use and is left to its users' end")
+            os._exit(0 if not ending else 1)
+        if ending:
+            asked_at = time.monotonic()
+            threading.Thread(target=session.stop, name="unmount", daemon=True).start()
+    if failures:
+        raise failures[0]
+
+
+def end_of(pid: int, timeout: float) -> bool:
+    """Wait up to `timeout` seconds until a process has ended; return whether it has."""
+    until = time.monotonic() + timeout
+    while _is_running(pid):
+        if time.monotonic() >= until:
+            return False
+        time.sleep(0.02)
+    return True
+
+
+def _is_running(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    with contextlib.suppress(OSError, IndexError):  # a zombie has ended; its parent just hasn't looked
+        return Path(f"/proc/{pid}/stat").read_text(encoding="latin-1").rpartition(")")[2].split()[0] not in {"Z", "X"}
+    return True
+
+
+def unmount(mountpoint: Path, *, lazy: bool, timeout: float) -> str:
+    """Unmount and wait for the process behind it; return what was done, as a line.
+
+    Raises:
+        MountError: nothing is mounted there, or it is in use.
+
+    """
+    path = Path(mounts.resolve(mountpoint))
+    if mounts.recover_stale(path):
+        return f"{path}: what a killed mount had left is unmounted"
+    if mounts.find(path) is None:
+        raise MountError(f"{path} is not mounted by optfs; see optfs status")
+    answer = ask_mount(path)
+    mounts.unmount(path, lazy=lazy)
+    pid = answer.get("pid") if answer else None
+    if isinstance(pid, int) and not end_of(pid, timeout):
+        return f"{path} is unmounted; its process {pid} ends when the last file is closed"
+    return f"{path} is unmounted"
