@@ -36,6 +36,7 @@ class Listing:
         folder: its folder with its children.
         exists: whether the stores showed anything below its prefix.
         objects: how many files it holds in memory.
+        size: bytes of those files.
         complete: whether it is a date with `_SUCCESS`.
         day: the date's day, or None.
         dates: names of the date folders in it, sorted.
@@ -50,6 +51,7 @@ class Listing:
     folder: Folder
     exists: bool
     objects: int
+    size: int
     complete: bool
     owners: Mapping[str, tuple[Provider, ...]]
     asked_at: float
@@ -99,6 +101,7 @@ class Lister:
             folder=folder,
             exists=built.exists,
             objects=built.objects,
+            size=sum(file.info.size for file in files_from(folder, ())),
             complete=layout.is_flat(unit) and _complete(built),
             owners=owners,
             asked_at=asked_at,

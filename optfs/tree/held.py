@@ -1,0 +1,329 @@
+"""Listings that are held: how long each is believed, who refreshes it, and what is shown while that fails.
+
+Rules:
+
+- A listing is believed for `ttl` seconds from when it was asked for, and for `SETTLED_TTL` if its day is complete and past
+  (`layout.settled`). With a `ttl` of 0 each operation asks, but joins a listing that is under way.
+- One listing of a unit is under way at a time. Whoever needs it waits for it, each within its own deadline; if it fails, it fails for all.
+- When a refresh fails, the former listing goes on being shown. While a store is known to fail, nobody who can be shown a former listing
+  waits: the next try runs in the background, at most one a unit in `RETRY_PAUSE` and `MAX_RETRIES` at a time. The first success ends that
+  state. Without a former listing the failure is raised. Each change of state is logged once.
+- What a refresh brings replaces the former listing in one assignment; whoever holds nodes of the former one keeps a whole tree.
+- Listings are dropped, least recently used first, once more than `max_objects` are held.
+
+Threads: a listing runs in the thread of whoever needs it first (a handler of the bridge), or ahead of need in the pool.
+
+Locks: `_lock` guards everything below the comment in `__init__`; it is a leaf: no store, pool, event, or log is called under it.
+"""
+
+import logging
+import threading
+from collections import OrderedDict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+from optfs.errors import AccessDenied, DeadlineExceeded, OptfsError
+from optfs.stores.protocol import Store
+from optfs.tree import layout
+from optfs.tree.listings import Lister, Listing
+from optfs.values import Clock, Deadline, Provider
+from optfs.workers import Priority, WorkerPool
+
+logger = logging.getLogger(__name__)
+
+SETTLED_TTL = 3600.0
+"""Seconds for which the listing of a complete day of the past is believed."""
+
+RETRY_PAUSE = 1.0
+"""Seconds between tries to refresh a listing while its store fails: soon enough to recover, seldom enough not to load a failing service."""
+
+MAX_RETRIES = 2
+"""Such tries at once: a store that doesn't answer holds each up for the whole timeout, and the pool's threads are for reading."""
+
+MAX_WARNINGS = 100
+"""Keys named in warnings before they stop, so that a broken export can't fill the log."""
+
+
+@dataclass(frozen=True, slots=True)
+class CatalogStatistics:
+    """What the catalog has done, for `optfs status`.
+
+    Attributes:
+        listings: held now.
+        objects: files in them.
+        size: bytes of those files.
+        pages: requests that succeeded.
+        failures: requests that failed, retries not counted.
+        hits: answers from a fresh listing.
+        stale: answers from an old listing because its refresh failed.
+        prefetched: listings made ahead of need.
+        left_out: keys that no file system can show, as far as warned about.
+        failing: stores whose last listing failed.
+
+    """
+
+    listings: int
+    objects: int
+    size: int
+    pages: int
+    failures: int
+    hits: int
+    stale: int
+    prefetched: int
+    left_out: int
+    failing: tuple[Provider, ...]
+
+
+class _Flight:
+    """One listing under way. `listing` and `error` are set, one of them, before `done` is."""
+
+    __slots__ = ("done", "error", "listing")
+
+    def __init__(self) -> None:
+        self.done = threading.Event()
+        self.listing: Listing | None = None
+        self.error: BaseException | None = None
+
+
+@dataclass(slots=True)
+class _Held:
+    """A listing that is held. Guarded by the catalog's lock.
+
+    Attributes:
+        tried_at: when its refresh last failed or was last left to the background, by the monotonic clock.
+        denied: whether its last refresh was refused for this prefix alone.
+
+    """
+
+    listing: Listing
+    tried_at: float
+    denied: bool = False
+
+
+class HeldListings:
+    """The listings of one account. Every method may be called by many threads at once."""
+
+    def __init__(
+        self,
+        stores: Mapping[Provider, Store],
+        *,
+        pool: WorkerPool,
+        ttl: float,
+        timeout: float,
+        clock: Clock,
+        wall_clock: Clock,
+        max_objects: int,
+    ) -> None:
+        """Hold nothing yet. See `Catalog` for the arguments."""
+        self.started = wall_clock()
+        self._lister = Lister(stores, self.started, self._observe)
+        self.account = self._lister.account
+        self.providers = self._lister.providers
+        self.ttl = ttl
+        self._pool = pool
+        self._timeout = timeout
+        self._clock = clock
+        self._wall_clock = wall_clock
+        self._max_objects = max_objects
+        self._lock = threading.Lock()
+        # Guarded by _lock: all below. Invariants: _objects is the sum of the held listings' objects; a unit has at most one flight;
+        # _retrying names the units whose refresh was left to the background while their store failed.
+        self._held: OrderedDict[str, _Held] = OrderedDict()
+        self._flights: dict[str, _Flight] = {}
+        self._retrying: set[str] = set()
+        self._failing: set[Provider] = set()
+        self._warned: set[str] = set()
+        self._objects = 0
+        self._pages = self._failures = self._hits = self._stale = self._prefetched = 0
+        self._closed = False
+
+    def peek(self, unit: str) -> Listing | None:
+        """Return a listing of any age, or None."""
+        with self._lock:
+            held = self._held.get(unit)
+            return None if held is None else held.listing
+
+    def average(self) -> int:
+        """Return how many objects a held listing has."""
+        with self._lock:
+            return self._objects // max(1, len(self._held))
+
+    def list_ahead(self, wanted: Iterable[tuple[str, Sequence[Provider]]]) -> None:
+        """Have units listed by the pool, in that order, unless they are believed or under way when their turn comes."""
+        for unit, providers in wanted:
+            self._pool.submit(partial(self._prefetch, unit, providers), Priority.PREFETCH)
+
+    def statistics(self) -> CatalogStatistics:
+        """Return what has been done so far."""
+        with self._lock:
+            return CatalogStatistics(
+                listings=len(self._held),
+                objects=self._objects,
+                size=sum(held.listing.size for held in self._held.values()),
+                pages=self._pages,
+                failures=self._failures,
+                hits=self._hits,
+                stale=self._stale,
+                prefetched=self._prefetched,
+                left_out=len(self._warned),
+                failing=tuple(sorted(self._failing)),
+            )
+
+    def close(self) -> None:
+        """Start no more listings in the background. What is held can still be looked up."""
+        with self._lock:
+            self._closed = True
+
+    def get(self, unit: str, providers: Sequence[Provider], deadline: Deadline) -> Listing:
+        """Return a unit's listing: the held one while it is believed or can't be refreshed, else a new one."""
+        with self._lock:
+            held = self._held.get(unit)
+            old: Listing | None = None
+            if held is not None:
+                self._held.move_to_end(unit)
+                old = held.listing
+                now = self._clock()
+                if self._believed(old, now):
+                    self._hits += 1
+                    return old
+            flight = self._flights.get(unit)
+            leads = flight is None
+            if held is not None and (held.denied or not self._failing.isdisjoint(providers)):
+                self._stale += 1
+                retries = (
+                    leads
+                    and not self._closed
+                    and unit not in self._retrying
+                    and len(self._retrying) < MAX_RETRIES
+                    and now - held.tried_at >= RETRY_PAUSE
+                )
+                if retries:
+                    self._retrying.add(unit)
+                flight, leads = None, False
+            elif flight is None:
+                flight = self._flights[unit] = _Flight()
+        if flight is None:
+            assert old is not None  # only a held listing is shown without waiting
+            if retries and not self._pool.submit(partial(self._retry, unit, providers), Priority.PREFETCH):
+                with self._lock:
+                    self._retrying.discard(unit)
+            return old
+        if leads:
+            self._fly(flight, unit, providers, old, deadline)
+        elif not flight.done.wait(max(0.0, deadline.remaining())):
+            flight = None
+        if flight is not None and flight.listing is not None:
+            return flight.listing
+        error = DeadlineExceeded("a listing took longer than --timeout") if flight is None else flight.error
+        if old is None or not isinstance(error, OptfsError):
+            assert error is not None  # a flight that has ended has a listing or an error
+            raise error
+        with self._lock:
+            self._stale += 1
+        return old
+
+    def _believed(self, listing: Listing, now: float) -> bool:
+        """Return whether a listing needs no refresh."""
+        age = now - listing.asked_at
+        if age < self.ttl:
+            return True
+        if self.ttl <= 0 or not listing.complete or age >= SETTLED_TTL:
+            return False
+        return layout.settled(layout.date_of(listing.folder.name), complete=True, wall=self._wall_clock())
+
+    def _fly(self, flight: _Flight, unit: str, providers: Sequence[Provider], old: Listing | None, deadline: Deadline) -> None:
+        """List a unit, keep the result, and end the flight. An OptfsError is left in the flight, anything else is raised too."""
+        try:
+            flight.listing = self._lister.fetch(unit, providers, old, deadline)
+        except OptfsError as error:
+            flight.error = error
+        except BaseException as error:
+            flight.error = error
+            raise
+        finally:
+            self._land(flight, unit)
+            flight.done.set()
+        self._warn(flight.listing)
+
+    def _land(self, flight: _Flight, unit: str) -> None:
+        """Take a flight's result into what is held."""
+        refused = False
+        with self._lock:
+            del self._flights[unit]
+            held = self._held.get(unit)
+            if flight.listing is not None:
+                self._objects += flight.listing.objects - (0 if held is None else held.listing.objects)
+                self._held[unit] = _Held(flight.listing, flight.listing.asked_at)
+                self._held.move_to_end(unit)
+                self._evict()
+            elif held is not None:
+                held.tried_at = self._clock()
+                if isinstance(flight.error, AccessDenied):
+                    refused, held.denied = not held.denied, True
+        if refused and isinstance(flight.error, OptfsError):
+            logger.warning("%a can't be listed any more: %s; showing what was last seen (%s)", unit, flight.error, flight.error.detail)
+
+    def _evict(self) -> None:
+        """Drop the least recently used listings while too much is held. Empty ones count as one object. Called with the lock."""
+        while self._objects + len(self._held) > self._max_objects and len(self._held) > 1:
+            _, dropped = self._held.popitem(last=False)
+            self._objects -= dropped.listing.objects
+
+    def _refresh(self, unit: str, providers: Sequence[Provider]) -> bool:
+        """List a unit in the background unless that is done or under way. A failure is left to whoever needs the listing."""
+        with self._lock:
+            held = self._held.get(unit)
+            if self._closed or unit in self._flights or (held is not None and self._believed(held.listing, self._clock())):
+                return False
+            flight = self._flights[unit] = _Flight()
+            old = None if held is None else held.listing
+        self._fly(flight, unit, providers, old, Deadline.after(self._clock, self._timeout))
+        return flight.listing is not None
+
+    def _prefetch(self, unit: str, providers: Sequence[Provider]) -> None:
+        if self._refresh(unit, providers):
+            with self._lock:
+                self._prefetched += 1
+
+    def _retry(self, unit: str, providers: Sequence[Provider]) -> None:
+        try:
+            self._refresh(unit, providers)
+        finally:
+            with self._lock:
+                self._retrying.discard(unit)
+
+    def _observe(self, provider: Provider, error: OptfsError | None) -> None:
+        """Keep whether a store answers. A refusal of one prefix isn't a failing store."""
+        with self._lock:
+            if error is None:
+                self._pages += 1
+                changed = provider in self._failing
+                self._failing.discard(provider)
+            else:
+                self._failures += 1
+                changed = not isinstance(error, AccessDenied) and provider not in self._failing
+                if changed:
+                    self._failing.add(provider)
+        if changed and error is None:
+            logger.info("listings from %s work again", provider)
+        elif changed and error is not None:
+            logger.warning("listings from %s fail: %s; showing what was last seen (%s)", provider, error, error.detail)
+
+    def _warn(self, listing: Listing | None) -> None:
+        """Name what a listing leaves out, once a key."""
+        if listing is None or not (listing.left_out or listing.foreign):
+            return
+        for keys, text in (
+            (listing.left_out, "no file system can hold the name of %a: it isn't shown"),
+            (listing.foreign[:1], "the service listed %a, which lies outside of what was asked: ignored"),
+        ):
+            for key in keys:
+                with self._lock:
+                    if key in self._warned or len(self._warned) >= MAX_WARNINGS:
+                        continue
+                    self._warned.add(key)
+                    last = len(self._warned) == MAX_WARNINGS
+                logger.warning(text, key)
+                if last:
+                    logger.warning("further names that aren't shown aren't logged either")
