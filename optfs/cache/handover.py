@@ -5,7 +5,7 @@ most, then it is dropped: callers are workers whose readers have their bytes alr
 keeps up that way (without, 45 of a stream's 256 blocks were dropped). The wait is short enough for a stuck disk to slow no stream down.
 A use is noted at most once in `TOUCH_EVERY` seconds a block, and waits up to `TOUCH_DELAY` seconds, so that many share one transaction.
 
-Lock: `_lock` (with its condition `_changed`) guards everything here. It is a leaf and never held over I/O.
+Lock: `_lock` (with its conditions `_changed` and `_room`) guards everything here. It is a leaf and never held over I/O.
 """
 
 import threading
@@ -66,6 +66,7 @@ class Handover:
         self._backlog = backlog
         self._lock = threading.Lock()
         self._changed = threading.Condition(self._lock)
+        self._room = threading.Condition(self._lock)  # of its own: one block written lets one waiting worker go, not all of them
         # Guarded by _lock: all below. Invariant: 0 <= _held <= _backlog: bytes of blocks that wait or are in the writer's hands.
         self._blocks: deque[tuple[BlockKey, memoryview]] = deque()
         self._held = 0
@@ -87,7 +88,7 @@ class Handover:
         """Queue a block, or drop it."""
         with self._lock:
             if self._held + len(data) > self._backlog >= len(data):
-                self._changed.wait_for(lambda: self.closed or self._held + len(data) <= self._backlog, PATIENCE)
+                self._room.wait_for(lambda: self.closed or self._held + len(data) <= self._backlog, PATIENCE)
             if self.closed or self._held + len(data) > self._backlog:
                 self._counters.dropped += 1
                 return
@@ -139,6 +140,7 @@ class Handover:
                 self._clock = clock
                 self._close_by = by
             self._changed.notify_all()
+            self._room.notify_all()
 
     def overdue(self) -> bool:
         """Tell whether `close` has waited long enough."""
@@ -172,7 +174,7 @@ class Handover:
         """Give back a block's bytes, whether or not they were written."""
         with self._lock:
             self._held -= size
-            self._changed.notify_all()
+            self._room.notify()
             if written:
                 self._counters.stored += 1
                 self._counters.stored_bytes += size
@@ -194,3 +196,4 @@ class Handover:
             self._gone.clear()
             self._held = 0
             self._changed.notify_all()
+            self._room.notify_all()
