@@ -1,10 +1,11 @@
 """The block cache on disk: what the reading layer calls, and the state that calls and the writer share.
 
 Reading: a block's name follows from its key, so `get` opens the file, reads and checks it; the index isn't asked. What fails the check is
-removed. Writing, eviction and everything else that needs the index is `writer`'s, in the thread `cache-writer`; `put` only hands over.
+removed. Writing, eviction and everything else that needs the index is `writer`'s, in the thread `cache-writer`; `put` hands over.
 
-Rules: no method raises or waits for the disk's writes. Data that waits to be written holds at most `backlog` bytes (they count towards
-`--memory`); what comes on top is dropped and fetched again another time. A use is noted at most once a minute a block.
+Rules: no method raises, and `put` waits for the disk no longer than `handover.PATIENCE`. Data that waits to be written holds at most
+`backlog` bytes (they count towards `--memory`); what comes on top is dropped and fetched again another time. A use is noted at most once a
+minute a block.
 
 Locks: `_lock` guards the counters of reads; it is a leaf, never held over I/O, as are those of `handover` and `health`. The folder is
 replaced by the writer as a whole; a reader takes one reference and uses that, and descriptors live as long as a reference does.

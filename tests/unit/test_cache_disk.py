@@ -159,8 +159,8 @@ def test_nothing_is_stored_where_others_hold_the_disk(tmp_path: Path) -> None:
     cache.close()
 
 
-def test_put_never_waits_and_holds_no_more_than_the_backlog(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """While the disk is stuck, blocks beyond the backlog are dropped at once, and those within are written later."""
+def test_put_waits_for_no_stuck_disk_and_holds_no_more_than_the_backlog(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While the disk is stuck, blocks beyond the backlog are dropped, and those within are written later."""
     stuck = threading.Event()
     write = Folder.write
     monkeypatch.setattr(Folder, "write", lambda self, name, parts: (stuck.wait(WAIT), write(self, name, parts))[1])
