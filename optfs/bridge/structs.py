@@ -46,8 +46,8 @@ class StatLayout:
     def pack(self, attributes: Attributes) -> bytes:
         """Return the structure's bytes."""
         mode, size, mtime, ino, nlink, blocks, uid, gid, _ = attributes
-        nanoseconds = round(mtime * _NANO) if mtime > 0 else 0
-        seconds, rest = divmod(nanoseconds, _NANO)
+        seconds = int(mtime) if mtime > 0 else 0  # before 1970 there is no object store
+        rest = int((mtime - seconds) * _NANO) if mtime > 0 else 0
         values = (mode, size, ino, nlink, blocks, uid, gid, BLKSIZE, seconds, rest)
         return self._packer.pack(*[values[place] for place in self._order])
 

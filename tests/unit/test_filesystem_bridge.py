@@ -1,0 +1,226 @@
+"""The bridge without a mount: errnos, what the kernel's caches may hold, the table of mounts, and the checks before a mount."""
+
+import errno
+import logging
+import os
+import stat
+import sys
+from pathlib import Path
+
+import pytest
+
+from optfs import errors
+from optfs.bridge import bindings, mounting, mounts
+from optfs.bridge.errnos import ErrorReporter, errno_of
+from optfs.bridge.handlers import REFUSED, Handlers
+from optfs.bridge.kernel_cache import KernelCache
+from optfs.bridge.structs import StatLayout
+from optfs.filesystem import Attributes
+
+ERRNOS = [
+    (errors.NotFound, errno.ENOENT),
+    (errors.NotAFolder, errno.ENOTDIR),
+    (errors.IsAFolder, errno.EISDIR),
+    (errors.NotALink, errno.EINVAL),
+    (errors.NoAttribute, errno.ENODATA),
+    (errors.NotSupported, errno.ENOTSUP),
+    (errors.ReadOnly, errno.EROFS),
+    (errors.TokenRefused, errno.EACCES),
+    (errors.CredentialRejected, errno.EACCES),
+    (errors.AccessDenied, errno.EACCES),
+    (errors.ServiceUnavailable, errno.EIO),
+    (errors.InvalidResponse, errno.EIO),
+    (errors.DeadlineExceeded, errno.ETIMEDOUT),
+    (errors.VersionGone, errno.ESTALE),
+]
+
+
+class Clock:
+    """Moved by hand."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        """Return the time that the test set."""
+        return self.now
+
+
+@pytest.mark.parametrize(("kind", "number"), ERRNOS, ids=lambda value: getattr(value, "__name__", str(value)))
+def test_each_error_has_its_errno(kind: type[errors.OptfsError], number: int) -> None:
+    """The table of `optfs.errors`."""
+    assert errno_of(kind("message")) == number
+
+
+def test_a_failing_service_is_logged_when_it_begins_and_again_after_quiet(caplog: pytest.LogCaptureFixture) -> None:
+    """Not once a request."""
+    clock = Clock()
+    reporter = ErrorReporter(clock)
+    with caplog.at_level(logging.WARNING, "optfs"):
+        for clock.now in (0.0, 1.0, 50.0, 100.0):
+            assert reporter.errno(errors.ServiceUnavailable("down", detail="request 7")) == errno.EIO
+        assert [record.getMessage() for record in caplog.records] == ["down [request 7]"]
+        clock.now = 200.0
+        reporter.errno(errors.ServiceUnavailable("down"))
+        reporter.errno(errors.AccessDenied("no"))
+        reporter.errno(errors.NotFound("everyday"))
+    assert [record.getMessage() for record in caplog.records][1:] == ["down", "no"]
+
+
+@pytest.mark.log_errors
+def test_a_defect_is_eio_and_logged_once_with_its_traceback(caplog: pytest.LogCaptureFixture) -> None:
+    """However often it happens."""
+    reporter = ErrorReporter(lambda: 0.0)
+    for _ in range(3):
+        with pytest.raises(KeyError) as defect:
+            raise KeyError("defect")
+        assert reporter.errno(defect.value) == errno.EIO
+    assert [bool(record.exc_info) for record in caplog.records if record.levelno == logging.ERROR] == [True]
+
+
+def test_every_changing_handler_answers_erofs() -> None:
+    """As the kernel does on a read-only mount."""
+    assert Handlers().refuse(b"/path", 1, 2) == -errno.EROFS
+    for binding, found in bindings.available().items():
+        if found.usable:
+            table = bindings.load(binding)
+            for name in REFUSED:
+                method = getattr(table, f"{name}_fuse_3", None) or getattr(table, name)
+                assert method is Handlers.refuse, name
+
+
+def test_an_open_is_outdated_while_the_kernel_may_hold_the_former_attributes() -> None:
+    """Until it was told of the new version, or has forgotten."""
+    clock = Clock()
+    kernel = KernelCache(2.0, clock)
+    assert not kernel.outdated("/f", "1")
+    kernel.told("/f", "1")
+    assert not kernel.outdated("/f", "1")
+    assert kernel.outdated("/f", "2")
+    assert kernel.outdated("/f", "2")
+    kernel.told("/f", "2")
+    assert not kernel.outdated("/f", "2")
+    clock.now = 1.99
+    kernel.told("/f", "3")
+    clock.now = 3.98  # still within the lifetime
+    assert kernel.outdated("/f", "4")
+    clock.now = 8.0
+    assert not kernel.outdated("/f", "4")
+
+
+def test_a_kernel_that_keeps_no_attributes_is_never_outdated() -> None:
+    """A lifetime of 0."""
+    kernel = KernelCache(0.0, Clock())
+    kernel.told("/f", "1")
+    assert not kernel.outdated("/f", "2")
+
+
+def test_pages_are_kept_only_for_the_version_they_come_from() -> None:
+    """The same version again keeps them, another drops them."""
+    kernel = KernelCache(1.0, Clock())
+    assert kernel.opened("/f", "1", 1) == (False, False)
+    assert kernel.opened("/f", "1", 2) == (True, False)
+    kernel.closed(1)
+    kernel.closed(2)
+    assert kernel.opened("/f", "1", 3) == (True, False)
+    kernel.closed(3)
+    assert kernel.opened("/f", "2", 4) == (False, False)
+
+
+def test_a_newer_version_bypasses_the_pages_while_an_older_is_open() -> None:
+    """And the first open after that starts with no pages."""
+    kernel = KernelCache(1.0, Clock())
+    kernel.opened("/f", "1", 1)
+    assert kernel.opened("/f", "2", 2) == (False, True)
+    kernel.closed(1)
+    assert kernel.opened("/f", "2", 3) == (False, False)
+    assert kernel.opened("/f", "2", 4) == (True, False)
+    assert kernel.path(4) == "/f"
+
+
+TABLE = (
+    b"36 25 0:31 / /mnt/with\\040space\\134\\011 ro,nosuid shared:1 - fuse.optfs optfs\\043123 ro,user_id=0\n"
+    b"37 25 0:32 / /other rw - ext4 /dev/sda1 rw\n"
+    b"nonsense\n"
+    b"38 25 0:33 / /bad\\377 ro - fuse.optfs optfs#1 ro\n"
+)
+
+
+def test_the_table_of_mounts_is_read_with_its_escapes() -> None:
+    """Spaces, tabs, backslashes, bytes that aren't UTF-8; optional fields or none."""
+    found = mounts.parse(TABLE)
+    assert [(mount.mountpoint, mount.fstype, mount.source, mount.device) for mount in found] == [
+        ("/mnt/with space\\\t", "fuse.optfs", "optfs#123", "0:31"),
+        ("/other", "ext4", "/dev/sda1", "0:32"),
+        ("/bad\udcff", "fuse.optfs", "optfs#1", "0:33"),
+    ]
+
+
+def test_a_mount_point_is_resolved_without_its_last_component(tmp_path: Path) -> None:
+    """The last one may be a dead mount, which can't be asked."""
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to("real")
+    assert mounts.resolve(tmp_path / "link" / "mnt") == str((tmp_path / "real").resolve() / "mnt")
+    assert mounts.resolve("/") == "/"
+
+
+def test_a_mount_point_must_be_an_existing_folder(tmp_path: Path) -> None:
+    """Each failure says what to do."""
+    with pytest.raises(errors.MountError, match="mkdir -p"):
+        mounting.check_mountpoint(str(tmp_path / "missing"))
+    (tmp_path / "file").touch()
+    with pytest.raises(errors.MountError, match="isn't a folder"):
+        mounting.check_mountpoint(str(tmp_path / "file"))
+    mounting.check_mountpoint(str(tmp_path))
+
+
+def test_unmounting_what_is_not_mounted_is_one_line(tmp_path: Path) -> None:
+    """With the reason in it."""
+    with pytest.raises(errors.MountError) as failed:
+        mounts.unmount(tmp_path)
+    assert str(tmp_path) in failed.value.message
+    assert "\n" not in failed.value.message
+
+
+def test_a_folder_is_not_a_stale_mount(tmp_path: Path) -> None:
+    """Nothing is unmounted that optfs didn't leave behind."""
+    assert not mounts.recover_stale(tmp_path)
+
+
+def test_an_unusable_binding_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With `auto`, libfuse 3, the preferred one."""
+    monkeypatch.setattr(bindings, "_library", lambda _binding: None)
+    for choice in ("fuse3", "auto"):
+        with pytest.raises(errors.MountError, match="libfuse3-3"):
+            bindings.choose(choice)
+    with pytest.raises(errors.MountError, match="libfuse2"):
+        bindings.choose("fuse2")
+
+
+def test_allow_other_needs_leave_unless_root_asks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`user_allow_other` in /etc/fuse.conf, not in a comment."""
+    config = tmp_path / "fuse.conf"
+    config.write_text("#user_allow_other\n")
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    with pytest.raises(errors.MountError, match="user_allow_other"):
+        mounting.check_allow_other(config)
+    config.write_text("# ours\nuser_allow_other\n")
+    mounting.check_allow_other(config)
+    config.write_text("")
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    mounting.check_allow_other(config)
+
+
+def test_attributes_are_packed_where_c_expects_them() -> None:
+    """Through each binding's own structure, times included."""
+    attributes = Attributes(stat.S_IFREG | 0o444, 5_000_000_000, 1_700_000_000.25, 2**62, 1, 9_765_625, 7, 8, "v")
+    for binding, found in bindings.available().items():
+        if not found.usable:
+            continue
+        bindings.load(binding)
+        structure = sys.modules["mfusepy" if binding == "fuse3" else "fuse"].c_stat
+        shown = structure.from_buffer_copy(StatLayout(structure).pack(attributes))
+        assert (shown.st_mode, shown.st_size, shown.st_ino, shown.st_nlink) == (attributes.mode, attributes.size, attributes.ino, 1)
+        assert (shown.st_blocks, shown.st_uid, shown.st_gid) == (9_765_625, 7, 8)
+        for time in (shown.st_mtimespec, shown.st_atimespec, shown.st_ctimespec):
+            assert (time.tv_sec, time.tv_nsec) == (1_700_000_000, 250_000_000)
