@@ -1,209 +1,319 @@
-"""What is in memory: ranges that have arrived, fetches on their way, failures that still hold, and the bound on all of it.
+"""What is in memory: parts that have arrived, fetches on their way, failures that still hold, and the bound on all of it.
 
-Algorithm: a part (a block, or a piece of one) is resident, in flight, failed a moment ago, or unknown. Room is taken when a fetch is made, by
-its length, and becomes its parts' when it has ended; so the sum never passes `limit`. To make room, parts that were read go first, least
-recently used first; parts that were fetched ahead and not read yet are given up for a reader only, never for other fetches ahead.
+Algorithm: a part (a block, or a piece of one) is resident, in flight, failed a moment ago, or unknown. Room is taken by its length when a
+fetch is admitted and becomes its parts' when it has ended, so the sum never passes `limit`. To make room go, in this order: buffers kept for
+reuse; parts that were read, least recently used first; for a reader also parts fetched ahead and not read yet, newest first (the oldest are
+wanted next), and then fetches ahead that no worker has begun.
 
 Rules:
 
-- Who fetches ahead never waits for room: without room nothing is fetched. A reader waits for it, within its deadline.
+- Who fetches ahead never waits for room: without room nothing is fetched. A reader waits for it, within its deadline, holding nothing.
+- Parts fetched ahead are safe from other fetches ahead for `FRESH` seconds: streams would push out each other's otherwise. After that
+  they count as abandoned.
 - A failure is the answer for its parts for `FAILURE_HOLDS` seconds: the kernel asks again for every page of a failed readahead, and a program
   would wait for the timeout again each time.
-- A fetch ahead that fails is forgotten, so that it is no answer to a reader who comes later.
+- A block's buffer is filled anew once nobody else holds a view of it; new memory costs more than the copy into it. What readers and the
+  cache's writer still hold of parts that were evicted isn't counted here; the writer bounds its own share.
 
-Lock: `_room` (a condition) guards all fields below it. A fetch's own lock may be taken under it, never the other way round.
+Lock: `_lock` (and `_room`, a condition on it) guards all fields below it. A fetch's own lock may be taken under it, never the other way round;
+nothing else is called under it.
 """
 
 import copy
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
-from optfs.errors import DeadlineExceeded, OptfsError, VersionGone
-from optfs.reading.fetches import Fetch, Part
+from optfs.errors import DeadlineExceeded, OptfsError, ServiceUnavailable
+from optfs.reading.counters import Counters
+from optfs.reading.fetches import LOOK_AGAIN, Fetch, Part
 from optfs.values import Clock, Deadline, ObjectInfo
 
 FAILURE_HOLDS = 0.5
-LOOK_AGAIN = 1.0
-
-
-@dataclass(slots=True)
-class _Failure:
-    error: OptfsError
-    until: float
+FRESH = 10.0
+SPARES = 4
+"""Buffers kept for reuse: as many as a stream gives up before the views of the first are gone."""
+MOST_FAILURES = 1000
 
 
 class Blocks:
     """The memory of one mount. Every method may be called by any thread."""
 
-    def __init__(self, limit: int, clock: Clock) -> None:
-        """Hold at most `limit` bytes, fetches on their way included."""
+    def __init__(self, limit: int, block: int, clock: Clock) -> None:
+        """Hold at most `limit` bytes, fetches on their way included; `block`: the length of the buffers worth keeping for reuse."""
         self._limit = limit
+        self.block = block
         self._clock = clock
-        self._room = threading.Condition(threading.Lock())
-        # Guarded by _room: all below. Invariant: _taken is the sum of the lengths of resident parts and of fetches in flight, <= _limit.
+        self._lock = threading.Lock()
+        self._room = threading.Condition(self._lock)
+        # Guarded by _lock: all below. Invariants: a part is in at most one of _read and _ahead; _taken is the sum of the lengths of resident
+        # parts, of fetches in flight and of spare buffers, and <= _limit; _ahead_bytes is the sum of the lengths in _ahead.
         self._read: OrderedDict[Part, memoryview] = OrderedDict()
-        self._ahead: OrderedDict[Part, memoryview] = OrderedDict()
+        self._ahead: OrderedDict[Part, tuple[memoryview, float]] = OrderedDict()
         self._flights: dict[Part, Fetch] = {}
-        self._failures: dict[Part, _Failure] = {}
+        self._failures: dict[Part, tuple[OptfsError, float]] = {}
+        self._spares: list[bytearray] = []
         self._taken = 0
-        self._ahead_bytes = 0  # resident parts and flights that nobody has read yet
-        self._unread: set[Part] = set()  # flights begun ahead that no reader has touched
-        self._wasted = 0
-        self._peak = 0
+        self._ahead_bytes = 0
+        self._waiting = 0
+        self._closed = False
+        self._counters = Counters()
 
-    def find(self, part: Part) -> memoryview | Fetch | None:
-        """Return a part's bytes, or the fetch that brings it, or None; count it as read.
-
-        Raises:
-            OptfsError: it failed a moment ago.
-
-        """
-        with self._room:
+    def find(self, part: Part, length: int) -> memoryview | None:
+        """Return the bytes of a resident part, of which a reader is given `length`, or None."""
+        with self._lock:
             view = self._read.get(part)
             if view is not None:
                 self._read.move_to_end(part)
-                return view
-            view = self._ahead.pop(part, None)
-            if view is not None:
+            else:
+                fresh = self._ahead.pop(part, None)
+                if fresh is None:
+                    return None
+                view = self._read[part] = fresh[0]
                 self._ahead_bytes -= part[2]
-                self._read[part] = view
-                return view
-            fetch = self._flights.get(part)
-            if fetch is not None:
-                self._touch(part)
-                return fetch
-            failure = self._failures.get(part)
-            if failure is not None:
-                if self._clock() < failure.until:
-                    raise copy.copy(failure.error) from failure.error
-                del self._failures[part]
-            return None
+            self._counters.memory_hits += 1
+            self._counters.read_bytes += length
+            return view
+
+    def flight(self, part: Part) -> Fetch | None:
+        """Return the fetch that brings a part, or None."""
+        return self._flights.get(part)
 
     def known(self, part: Part) -> bool:
         """Return whether a part is resident or in flight; doesn't count as reading it."""
-        with self._room:
+        with self._lock:
             return part in self._read or part in self._ahead or part in self._flights
 
-    def demand(self, info: ObjectInfo, parts: Sequence[Part], deadline: Deadline) -> tuple[Fetch, bool]:
-        """Return a fetch that brings `parts`, and whether it is new; waits for room.
+    def check(self, parts: Iterable[Part]) -> None:
+        """Raise the failure that still holds for one of `parts`."""
+        if not self._failures:
+            return
+        with self._lock:
+            self._check(parts)
 
-        Where the first of `parts` is in flight meanwhile, that fetch is returned, which may bring fewer parts.
+    def demand(self, fetch: Fetch, deadline: Deadline) -> Fetch | None:
+        """Admit a fetch that a reader waits for, as soon as there is room, and return it; or the one that brings its first part already.
+
+        Returns None if that part is resident by now.
 
         Raises:
-            DeadlineExceeded: everything is in use, and stays so.
+            OptfsError: it failed a moment ago.
+            DeadlineExceeded: all memory is in use, and stays so.
 
         """
-        length = sum(part[2] for part in parts)
-        with self._room:
+        first = fetch.parts[0]
+        with self._lock:
             while True:
-                fetch = self._flights.get(parts[0])
-                if fetch is not None:
-                    self._touch(parts[0])
-                    return fetch, False
-                if self._make_room(length, ahead_too=True):
-                    return self._begin(info, parts, length, demanded=True), True
+                if first in self._read or first in self._ahead:
+                    return None
+                if first in self._flights:
+                    return self._flights[first]
+                self._check(fetch.parts)
+                if self._closed:
+                    raise ServiceUnavailable("the mount is ending")
+                if self._make_room(fetch, for_reader=True):
+                    self._admit(fetch)
+                    return fetch
                 left = deadline.remaining()
                 if left <= 0:
                     raise DeadlineExceeded("a read took longer than --timeout: all memory is in use; raise --memory")
+                self._waiting += 1
                 self._room.wait(min(left, LOOK_AGAIN))
+                self._waiting -= 1
 
-    def ahead(self, info: ObjectInfo, part: Part) -> Fetch | None:
-        """Return a new fetch of a part that nobody waits for, or None where it is known or there is no room."""
-        with self._room:
-            if part in self._read or part in self._ahead or part in self._flights:
+    def ahead(self, fetch: Fetch) -> bool | None:
+        """Admit a fetch that nobody waits for; None: its first part is known already; False: there is no room now."""
+        first = fetch.parts[0]
+        with self._lock:
+            if first in self._read or first in self._ahead or first in self._flights:
                 return None
-            if not self._make_room(part[2], ahead_too=False):
-                return None
-            fetch = self._begin(info, (part,), part[2], demanded=False)
-            self._unread.add(part)
-            self._ahead_bytes += part[2]
-            return fetch
+            if self._closed or self._waiting or not self._make_room(fetch, for_reader=False):
+                return False
+            self._admit(fetch)
+            return True
 
-    def landed(self, fetch: Fetch, views: Sequence[memoryview]) -> None:
-        """A fetch has brought its parts."""
-        with self._room:
+    def landed(self, fetch: Fetch, views: Sequence[memoryview], *, from_disk: int) -> None:
+        """A fetch has brought its parts, `from_disk` bytes of them from the block cache and the others from a store."""
+        with self._lock:
+            self._forget(fetch)
             for part, view in zip(fetch.parts, views, strict=True):
-                self._flights.pop(part, None)
-                self._failures.pop(part, None)
-                if part in self._unread:
-                    self._unread.discard(part)
-                    self._ahead[part] = view
-                else:
-                    self._read[part] = view
+                self._insert(part, view, read=fetch.demanded)
+            self._counters.disk_bytes += from_disk
+            self._counters.fetched_bytes += fetch.length - from_disk
+            if from_disk == fetch.length:
+                self._counters.disk_hits += 1
+            else:
+                self._counters.misses += 1
             self._room.notify_all()
 
-    def failed(self, fetch: Fetch, error: OptfsError, *, holds: bool) -> None:
-        """A fetch has ended without its parts; `holds`: the failure is the answer for a moment."""
-        with self._room:
-            until = self._clock() + FAILURE_HOLDS
-            for part in fetch.parts:
-                if self._flights.pop(part, None) is None:
-                    continue
-                self._taken -= part[2]
-                self._touch(part)
-                if holds and not isinstance(error, VersionGone):
-                    self._failures[part] = _Failure(error, until)
-            if len(self._failures) > 1000:
-                now = self._clock()
-                self._failures = {part: failure for part, failure in self._failures.items() if failure.until > now}
+    def offer(self, info: ObjectInfo, part: Part, view: memoryview) -> None:
+        """Keep a part that came by the way, if there is room."""
+        with self._lock:
+            if part not in self._flights and self._make_room(Fetch(info, (part,), demanded=False), for_reader=False):
+                self._insert(part, view, read=True)
+
+    def failed(self, fetch: Fetch, error: OptfsError) -> None:
+        """A fetch has ended without its parts. The failure holds, unless no reader wanted it when it began."""
+        with self._lock:
+            self._forget(fetch)
+            if not fetch.speculative:
+                self._hold(fetch.parts, error)
             self._room.notify_all()
 
-    def drop(self, part: Part) -> None:
-        """Give up a part that was read to its end and will not be read again."""
-        with self._room:
-            view = self._read.pop(part, None)
-            if view is not None:
-                self._taken -= part[2]
+    def overdue(self, fetch: Fetch, error: OptfsError) -> None:
+        """A reader's own deadline passed before a fetch brought its bytes."""
+        with self._lock:
+            self._hold(fetch.parts, error)
+
+    def cancel(self, fetch: Fetch) -> None:
+        """End a fetch that no worker has begun and no reader wants."""
+        with self._lock:
+            if fetch.cancel():
+                self._forget(fetch)
                 self._room.notify_all()
 
-    def unread_bytes(self) -> int:
-        """Return the bytes fetched or being fetched ahead that nobody has read yet."""
-        with self._room:
-            return self._ahead_bytes
+    def drop(self, part: Part) -> None:
+        """Give up a part that a stream has passed."""
+        with self._lock:
+            if part in self._read:
+                self._evict_read(part)
+                self._room.notify_all()
 
-    def usage(self) -> tuple[int, int, int]:
-        """Return bytes in use now, at most so far, and fetched ahead for nothing."""
-        with self._room:
-            return self._taken, self._peak, self._wasted
+    def abandon(self, part: Part) -> None:
+        """Nobody will read this part that was fetched ahead, as far as it is known: it goes as if it had been read long ago."""
+        with self._lock:
+            fresh = self._ahead.get(part)
+            if fresh is not None:
+                self._ahead[part] = (fresh[0], float("-inf"))
+                self._ahead.move_to_end(part, last=False)
 
-    def forget(self, wanted: Callable[[Part], bool]) -> None:
-        """Give up resident parts for which `wanted` is false."""
-        with self._room:
-            for held in (self._read, self._ahead):
-                for part in [part for part in held if not wanted(part)]:
-                    self._evict(held, part)
+    def count_read(self, length: int) -> None:
+        """Count bytes handed out that a fetch brought."""
+        with self._lock:
+            self._counters.read_bytes += length
+
+    def counters(self) -> Counters:
+        """Return a copy of what was counted so far."""
+        with self._lock:
+            return replace(self._counters, fresh_bytes=self._ahead_bytes, resident_bytes=self._taken)
+
+    def close(self) -> None:
+        """Admit nothing more, and cancel what no worker has begun and no reader wants."""
+        with self._lock:
+            self._closed = True
+            for fetch in list(dict.fromkeys(self._flights.values())):
+                if fetch.cancel():
+                    self._forget(fetch)
             self._room.notify_all()
 
-    def _begin(self, info: ObjectInfo, parts: Sequence[Part], length: int, *, demanded: bool) -> Fetch:
-        fetch = Fetch(info, tuple(parts), demanded=demanded)
+    def wait_idle(self, deadline: Deadline) -> bool:
+        """Wait until nothing is in flight; return whether that came about in time."""
+        with self._lock:
+            while self._flights:
+                left = deadline.remaining()
+                if left <= 0:
+                    return False
+                self._room.wait(min(left, LOOK_AGAIN))
+            return True
+
+    def clear(self) -> None:
+        """Give up everything that is resident."""
+        with self._lock:
+            while self._read:
+                self._evict_read(next(iter(self._read)))
+            while self._ahead:
+                self._evict_ahead(next(iter(self._ahead)))
+            while self._spares:
+                self._taken -= len(self._spares.pop())
+
+    def _check(self, parts: Iterable[Part]) -> None:
         for part in parts:
-            self._flights[part] = fetch
-        self._taken += length
-        self._peak = max(self._peak, self._taken)
-        return fetch
+            held = self._failures.get(part)
+            if held is None:
+                continue
+            if self._clock() < held[1]:
+                raise copy.copy(held[0]) from held[0]
+            del self._failures[part]
 
-    def _touch(self, part: Part) -> None:
-        """A flight that began ahead has a reader now, or has ended."""
-        if part in self._unread:
-            self._unread.discard(part)
-            self._ahead_bytes -= part[2]
+    def _hold(self, parts: Iterable[Part], error: OptfsError) -> None:
+        now = self._clock()
+        if len(self._failures) >= MOST_FAILURES:
+            self._failures = {part: held for part, held in self._failures.items() if held[1] > now}
+        for part in parts:
+            if len(self._failures) < MOST_FAILURES:
+                self._failures[part] = (error, now + FAILURE_HOLDS)
 
-    def _make_room(self, length: int, *, ahead_too: bool) -> bool:
-        """Evict until `length` bytes fit; return whether they do. What is larger than the limit fits when nothing else is held."""
-        while self._taken + length > self._limit:
-            if self._read:
-                self._evict(self._read, next(iter(self._read)))
-            elif ahead_too and self._ahead:
-                self._evict(self._ahead, next(iter(self._ahead)))
-            else:
-                return self._taken == 0
-        return True
+    def _admit(self, fetch: Fetch) -> None:
+        self._taken += fetch.length
+        for part in fetch.parts:
+            self._flights.setdefault(part, fetch)
 
-    def _evict(self, held: OrderedDict[Part, memoryview], part: Part) -> None:
-        del held[part]
+    def _forget(self, fetch: Fetch) -> None:
+        """Take a fetch, and the room of its length, out of what is in flight."""
+        self._taken -= fetch.length
+        for part in fetch.parts:
+            if self._flights.get(part) is fetch:
+                del self._flights[part]
+
+    def _insert(self, part: Part, view: memoryview, *, read: bool) -> None:
+        if self._closed or part in self._read or part in self._ahead:
+            return
+        self._taken += part[2]
+        if read:
+            self._read[part] = view
+        else:
+            self._ahead[part] = (view, self._clock())
+            self._ahead_bytes += part[2]
+
+    def _make_room(self, fetch: Fetch, *, for_reader: bool) -> bool:
+        """Evict until the fetch fits; return whether it does."""
+        if fetch.length > self._limit:
+            return False
+        while True:
+            if fetch.length == self.block and fetch.spare is None:
+                fetch.spare = self._take_spare()
+            if self._taken + fetch.length <= self._limit:
+                return True
+            if self._spares:
+                self._taken -= len(self._spares.pop(0))
+            elif self._read:
+                self._evict_read(next(iter(self._read)))
+            elif self._ahead and for_reader:
+                self._evict_ahead(next(reversed(self._ahead)))
+            elif self._ahead and next(iter(self._ahead.values()))[1] < self._clock() - FRESH:
+                self._evict_ahead(next(iter(self._ahead)))
+            elif not (for_reader and self._cancel_newest()):
+                return False
+
+    def _cancel_newest(self) -> bool:
+        for fetch in reversed(self._flights.values()):
+            if fetch.cancel():
+                self._forget(fetch)
+                return True
+        return False
+
+    def _evict_read(self, part: Part) -> None:
+        buffer = self._read.pop(part).obj
+        if part[2] == self.block and isinstance(buffer, bytearray) and len(self._spares) < SPARES:
+            self._spares.append(buffer)
+        else:
+            self._taken -= part[2]
+
+    def _evict_ahead(self, part: Part) -> None:
+        del self._ahead[part]
         self._taken -= part[2]
-        if held is self._ahead:
-            self._ahead_bytes -= part[2]
-            self._wasted += part[2]
+        self._ahead_bytes -= part[2]
+        self._counters.unused_bytes += part[2]
+
+    def _take_spare(self) -> bytearray | None:
+        """Return a buffer that nobody else has a view of, its room given back."""
+        for index, buffer in enumerate(self._spares):
+            try:
+                buffer.append(buffer.pop())  # raises where views exist; shrinking by one byte and back moves nothing
+            except BufferError:
+                continue
+            del self._spares[index]
+            self._taken -= len(buffer)
+            return buffer
+        return None

@@ -2,51 +2,56 @@
 
 Algorithm of a read: the policy (`readahead.Sequence`) says whether it belongs to a stream. Each block that the read touches is taken from memory,
 else joined if it is on its way, else demanded: whole, if the file is small or a stream covers it; in the pieces that are touched
-otherwise, adjacent missing ones by one request. All demands of a read are made before the first is waited for. Then what is ahead of the stream is
-queued, and last the read waits for its own bytes, each as soon as it has arrived.
-
-A worker that takes a fetch asks the block cache first and the store second, and offers what the store sent to the block cache.
+otherwise, adjacent missing ones by one request. All demands of a read are made before the first is waited for. Then what is ahead of the
+stream, and at a file's first read what is ahead of the walk (`siblings.Walks`), is queued, and last the read waits for its own bytes, each as
+soon as it has arrived.
 
 Rules:
 
 - A read returns all its bytes or raises; it waits `timeout` seconds at most.
-- Blocks of a version that is gone are still served from memory and cache.
-- What is ahead of streams shares half of the memory (`Shares`), files ahead of a walk a quarter; the rest is for readers.
-- A block that a stream has passed is given up at once; small files stay until their room is needed.
+- Blocks of a version that is gone are still served from memory and block cache.
+- What is ahead of streams shares half of the memory (`Shares`), files ahead of walks a quarter; the rest is for readers.
+- A block that a stream has passed is given up (the kernel has its pages); small files stay until their room is needed.
+- A walk is told of a file when it is first read, not when it is opened: what the kernel's page cache answers needs nothing fetched ahead.
+- Where a fetch ahead failed that a reader had joined, the reader tries for itself.
 
-Threads: `read` runs in libfuse's, `_run` in the pool's.
-Locks: `OpenFile._lock` guards its sequence; `Files._lock` guards shares, walk and counters. Both are leaves but for `Blocks._room`, which may be taken
-under neither: they are never held over a call into `Blocks`, the pool or another layer.
+Threads: `read` runs in libfuse's; fetches in the pool's (`fetcher`).
+Locks: `OpenFile._lock` guards its sequence and what goes with it; `Files._lock` guards shares and walks. Neither is held while the other is taken, or
+over a call into another module but the pure ones.
 """
 
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 
-from optfs.cache.protocol import BlockCache, BlockKey
-from optfs.errors import OptfsError, ServiceError
+from optfs.cache.protocol import BlockCache
+from optfs.errors import DeadlineExceeded, OptfsError
 from optfs.reading.blocks import Blocks
 from optfs.reading.counters import Counters
+from optfs.reading.fetcher import Fetcher
 from optfs.reading.fetches import Fetch, Ident, Part, Ticket
 from optfs.reading.readahead import BLOCK, PIECE, Shares
 from optfs.reading.readahead import Sequence as ReadSequence
-from optfs.reading.siblings import WIDEST, Walk
+from optfs.reading.siblings import Walks
 from optfs.stores.protocol import Store
-from optfs.values import Clock, Deadline, MiB, ObjectInfo, Provider
-from optfs.workers import Priority, WorkerPool
+from optfs.values import Clock, Deadline, ObjectInfo, Provider
+from optfs.workers import WorkerPool
 
 Following = Callable[[int], Sequence[ObjectInfo]]
 """Gives up to so many files that a walk meets after an open one."""
 
-PASSED = 2
-"""Blocks behind a stream's position that are kept: late requests of the kernel's readahead still want them."""
+_Source = tuple[memoryview | Fetch, int, int, int]
+"""Where bytes come from: the view or fetch, the offset of its first byte in the file, and the range `[low, high)` wanted of it."""
+
+ATTEMPTS = 3
+"""How often a reader tries: after fetches ahead that failed or were cancelled as it joined them, its own comes last."""
 
 
-def grain_for(memory: int) -> int:
+def grain_for(limit: int) -> int:
     """Return the block's size for a bound on memory, bytes: at least 16 must fit, or readers wait for one another."""
     block = BLOCK
-    while block > PIECE and block * 16 > memory:
+    while block > PIECE and block * 16 > limit:
         block //= 2
     return block
 
@@ -68,55 +73,44 @@ class Files:
 
         Args:
             stores: by provider.
-            cache: blocks on disk, or None.
+            cache: blocks on disk, or None. Its backlog of blocks to be written is to be an eighth of `memory` at most.
             pool: runs the fetches.
-            memory: bound on blocks in memory and on their way, bytes.
+            memory: bound on blocks in memory, on their way to it, and in the cache's backlog, bytes; 2 MiB at least.
             timeout: seconds that one read may take.
             clock: monotonic.
 
         """
-        self.stores = stores
+        limit = max(memory - memory // 8 if cache is not None else memory, 16 * PIECE)
         self.timeout = timeout
         self.clock = clock
-        self.block = grain_for(memory)
-        self.blocks = Blocks(memory, clock)
-        self._cache = cache
-        self._pool = pool
-        self._walk_limit = memory // 4
+        self.block = grain_for(limit)
+        self.blocks = Blocks(limit, self.block, clock)
+        self.fetcher = Fetcher(stores, cache, pool, self.blocks, timeout, clock)
         self._lock = threading.Lock()
         # Guarded by _lock: all below.
-        self._shares = Shares(memory // 2, 2 * self.block)
-        self._walk = Walk()
-        self._counters = Counters()
+        self._shares = Shares(limit // 2, 2 * self.block)
+        self._walks = Walks(self.block, limit // 4)
 
     def open(self, info: ObjectInfo, following: Following) -> "OpenFile":
-        """Open one version of an object; sends nothing for it, but may fetch files that a walk will open next."""
-        after = following(WIDEST)
-        allowed = self._walk_limit - self.blocks.unread_bytes()
-        with self._lock:
-            wanted = self._walk.opened(info, after, allowed)
-        for file in wanted:
-            if file.size > 0:
-                self.ahead(file, 0, min(file.size, self.block))
-        return OpenFile(self, info)
+        """Open one version of an object; sends nothing.
+
+        Args:
+            info: the version that every read of the open file returns bytes of.
+            following: called by reading threads, with no lock held; is to answer from what is known.
+
+        """
+        return OpenFile(self, info, following)
 
     def counters(self) -> Counters:
-        """Return what was counted so far."""
-        taken, _, wasted = self.blocks.usage()
-        fresh = self.blocks.unread_bytes()
-        with self._lock:
-            counted = self._counters
-            return Counters(
-                memory_hits=counted.memory_hits,
-                disk_hits=counted.disk_hits,
-                misses=counted.misses,
-                fetched_bytes=counted.fetched_bytes,
-                disk_bytes=counted.disk_bytes,
-                read_bytes=counted.read_bytes,
-                unused_bytes=wasted,
-                fresh_bytes=fresh,
-                resident_bytes=taken,
-            )
+        """Return a copy of what was counted so far."""
+        return self.blocks.counters()
+
+    def close(self, timeout: float) -> bool:
+        """Begin nothing more, wait up to `timeout` seconds for fetches that run, and let go of the memory; return whether all have ended."""
+        self.blocks.close()
+        idle = self.blocks.wait_idle(Deadline.after(self.clock, timeout))
+        self.blocks.clear()
+        return idle
 
     def cap(self, stream: object) -> int:
         """Return how many bytes may be ahead of a stream now."""
@@ -128,223 +122,227 @@ class Files:
         with self._lock:
             self._shares.leave(stream)
 
-    def count_read(self, length: int, hits: int) -> None:
-        """Count a read of `length` bytes, `hits` parts of which were in memory."""
+    def walk(self, info: ObjectInfo, following: Following) -> None:
+        """A file is read for the first time: fetch what a walk will read next."""
         with self._lock:
-            self._counters.read_bytes += length
-            self._counters.memory_hits += hits
-
-    def demand(self, info: ObjectInfo, parts: Sequence[Part], deadline: Deadline) -> Fetch:
-        """Return the fetch that brings the first of `parts` at least, queued before all that is ahead."""
-        fetch, new = self.blocks.demand(info, parts, deadline)
-        if fetch.demand() or new:
-            self._submit(fetch, Priority.DEMAND)
-        return fetch
-
-    def join(self, fetch: Fetch) -> None:
-        """A reader wants a fetch that somebody began: if it still waits among those ahead, it is queued before them."""
-        if fetch.demand():
-            self._submit(fetch, Priority.DEMAND)
-
-    def ahead(self, info: ObjectInfo, start: int, length: int) -> bool:
-        """Fetch `[start, start + length)` for later; return False where there is no room."""
-        ident = ident_of(info)
-        parts = [(ident, start, length)] if start % self.block == 0 else pieces(ident, start, start + length)
-        for part in parts:
-            fetch = self.blocks.ahead(info, part)
-            if fetch is not None:
-                self._submit(fetch, Priority.PREFETCH)
-            elif not self.blocks.known(part):
-                return False
-        return True
-
-    def _submit(self, fetch: Fetch, priority: Priority) -> None:
-        if not self._pool.submit(partial(self._run, fetch.ticket), priority):
-            self._fail(fetch, ServiceError("the mount is ending"))
-
-    def _run(self, ticket: Ticket) -> None:
-        fetch = ticket.fetch
-        if fetch is None or not fetch.begin():
+            noted = self._walks.note(info)
+        if noted is None:
             return
-        try:
-            self._bring(fetch)
-        except OptfsError as error:
-            self._fail(fetch, error)
-        except BaseException:
-            self._fail(fetch, ServiceError("reading failed for a reason that isn't foreseen; see the log"))
-            raise
-
-    def _fail(self, fetch: Fetch, error: OptfsError) -> None:
-        self.blocks.failed(fetch, error, holds=fetch.demanded and not fetch.speculative)
-        fetch.fail(error)
-
-    def _bring(self, fetch: Fetch) -> None:
-        found = self._from_cache(fetch)
-        if found is not None:
-            with self._lock:
-                self._counters.disk_hits += 1
-                self._counters.disk_bytes += fetch.length
-            self._land(fetch, found)
-            return
-        buffer = bytearray(fetch.length)
-        view = memoryview(buffer)
-        readable = view.toreadonly()
-        fetch.fill(readable)
-        deadline = Deadline.after(self.clock, self.timeout)
-        self.stores[fetch.info.provider].read_into(fetch.info, fetch.start, view, fetch.advance, deadline)
+        walk, position, count = noted
+        known = following(count) if count else ()
         with self._lock:
-            self._counters.misses += 1
-            self._counters.fetched_bytes += fetch.length
-        self._land(fetch, readable)
-        if self._cache is not None:
-            for part in fetch.parts:
-                at = part[1] - fetch.start
-                self._cache.put(self._key(fetch.info, part), readable[at : at + part[2]])
-
-    def _land(self, fetch: Fetch, view: memoryview) -> None:
-        if len(fetch.parts) == 1:
-            views = [view]
-        else:  # copies: a slice would keep the whole run's buffer alive as long as one of its pieces is wanted
-            views = [memoryview(bytes(view[part[1] - fetch.start : part[1] - fetch.start + part[2]])) for part in fetch.parts]
-        self.blocks.landed(fetch, views)
-        fetch.finish(view)
-
-    def _from_cache(self, fetch: Fetch) -> memoryview | None:
-        if self._cache is None:
-            return None
-        found = []
-        for part in fetch.parts:
-            data = self._cache.get(self._key(fetch.info, part))
-            if data is None:
-                return self._from_cached_block(fetch)
-            found.append(data)
-        return memoryview(found[0] if len(found) == 1 else b"".join(found))
-
-    def _from_cached_block(self, fetch: Fetch) -> memoryview | None:
-        """Return a run of pieces out of a block that a stream left in the cache."""
-        begin = fetch.start - fetch.start % self.block
-        length = min(self.block, fetch.info.size - begin)
-        if self._cache is None or (fetch.start == begin and fetch.length == length):
-            return None
-        data = self._cache.get(self._key(fetch.info, (fetch.parts[0][0], begin, length)))
-        if data is None:
-            return None
-        at = fetch.start - begin
-        return memoryview(bytes(memoryview(data)[at : at + fetch.length]))
-
-    def _key(self, info: ObjectInfo, part: Part) -> BlockKey:
-        uri = self.stores[info.provider].root.uri(info.key)
-        return BlockKey(uri, info.version, info.size, part[1], part[2])
+            walk.learn(position, known)
+            wanted = self._walks.wanted(walk)
+        for at, file in wanted:
+            if file.size and not self.fetcher.ahead(file, ((ident_of(file), 0, min(file.size, self.block)),)):
+                with self._lock:
+                    self._walks.give_back(walk, at)
+                return
 
 
 class OpenFile:
     """One handle on one version of one object. Any thread may call any method."""
 
-    def __init__(self, files: Files, info: ObjectInfo) -> None:
+    def __init__(self, files: Files, info: ObjectInfo, following: Following) -> None:
         """Made by `Files.open`."""
         self.info = info
         self._files = files
+        self._blocks = files.blocks
+        self._block = files.block
+        self._size = info.size
+        self._following = following
         self._ident = ident_of(info)
         self._small = info.size <= files.block
+        self._walked = False
         self._lock = threading.Lock()
-        self._sequence = ReadSequence(info.size, files.block)  # guarded by _lock
+        # Guarded by _lock: all below.
+        self._sequence = ReadSequence(info.size, files.block)
+        self._passed = 0  # the stream's blocks before this one were given up
+        self._tickets: deque[Ticket] = deque()  # of fetches ahead, to be cancelled at the end
 
     def read(self, offset: int, length: int) -> list[memoryview]:
         """Return the bytes from `offset` on: `length` of them, fewer only where the file ends.
 
         Raises:
-            VersionGone: the version is gone, and the bytes aren't in memory or cache.
+            VersionGone: the version is gone, and the bytes aren't in memory or block cache.
             AccessError, ServiceError, DeadlineExceeded: see `optfs.errors`.
 
         """
-        end = min(offset + length, self.info.size)
+        end = min(offset + length, self._size)
         if end <= offset:
             return []
-        files = self._files
-        deadline = Deadline.after(files.clock, files.timeout)
-        with self._lock:
-            in_stream = self._sequence.note(offset, end)
-            streaming = self._sequence.streaming
-        found: list[tuple[memoryview | Fetch, int, int, int]] = []
-        hits = 0
-        for begin in range(offset - offset % files.block, end, files.block):
-            low, high = max(offset, begin), min(end, begin + files.block)
-            for source, start in self._sources(begin, low, high, deadline):
-                hits += isinstance(source, memoryview)
-                found.append((source, start, low, high))
-        if streaming and in_stream and not self._small:
-            self._fetch_ahead()
-        views = _collect(found, deadline)
-        files.count_read(end - offset, hits)
-        if in_stream and not self._small:
-            self._give_up_passed(offset)
-        return views
+        ahead: list[tuple[int, int]] = []
+        if not self._small:
+            ahead = self._note(offset, end)
+        begin = offset - offset % self._block
+        if end <= begin + self._block:  # the usual case, kept short
+            view = self._blocks.find(self._part(begin), end - offset)
+            if view is not None:
+                if ahead:
+                    self._fetch_ahead(ahead)
+                if not self._walked:
+                    self._walk()
+                return [view[offset - begin : end - begin]]
+        return self._gather(offset, end, ahead)
 
     def close(self) -> None:
-        """End the file; what it fetched stays in memory until the room is needed."""
-        self._files.leave(self)
-
-    def _sources(self, begin: int, low: int, high: int, deadline: Deadline) -> list[tuple[memoryview | Fetch, int]]:
-        """Return where `[low, high)` of the block at `begin` comes from: bytes or fetches, each with its first byte's offset, in order."""
-        files = self._files
-        whole = (self._ident, begin, min(files.block, self.info.size - begin))
-        held = files.blocks.find(whole)
-        if held is not None:
-            if isinstance(held, Fetch):
-                files.join(held)
-            return [(held, begin)]
+        """End the file: fetches ahead that haven't begun are cancelled, what is in memory stays until the room is needed."""
         with self._lock:
-            by_block = self._small or self._sequence.by_block(begin)
-        if by_block:
-            return [(files.demand(self.info, [whole], deadline), begin)]
-        return self._piecewise(begin, low, high, deadline)
+            tickets = list(self._tickets)
+            self._tickets.clear()
+            sequence = self._sequence
+            unread = range(sequence.frontier - sequence.frontier % self._block, sequence.scheduled, self._block)
+        self._files.leave(self)
+        for ticket in tickets:
+            fetch = ticket.fetch
+            if fetch is not None:
+                self._blocks.cancel(fetch)
+        for begin in unread:
+            self._blocks.abandon(self._part(begin))
 
-    def _piecewise(self, begin: int, low: int, high: int, deadline: Deadline) -> list[tuple[memoryview | Fetch, int]]:
-        files = self._files
-        sources: list[tuple[memoryview | Fetch, int]] = []
-        stop = min(begin + files.block, self.info.size, high + -high % PIECE)
-        wanted = pieces(self._ident, low - low % PIECE, stop)
+    def _part(self, begin: int) -> Part:
+        return (self._ident, begin, min(self._block, self._size - begin))
+
+    def _note(self, offset: int, end: int) -> list[tuple[int, int]]:
+        """Tell the policy of a read, give up what the stream has passed, and return what to fetch ahead."""
+        sequence = self._sequence
+        cap = self._files.cap(self) if sequence.streaming or offset == 0 else 2 * self._block
+        with self._lock:
+            sequence.note(offset, end)
+            ahead = list(sequence.ahead(cap))
+            passed, ended = self._pass(), sequence.ended
+        for begin in passed:
+            self._blocks.drop(self._part(begin))
+        if ended:
+            self._files.leave(self)
+        return ahead
+
+    def _pass(self) -> range:
+        """Return the blocks that the stream has passed since the last time; one behind its own is kept for requests that come late."""
+        sequence, block = self._sequence, self._block
+        if not sequence.streaming:
+            return range(0)
+        first = -(-sequence.origin // block) * block
+        stop = sequence.frontier - sequence.frontier % block - block
+        if not first <= self._passed <= max(first, stop):
+            self._passed = first
+        passed = range(self._passed, stop, block)
+        self._passed = max(self._passed, stop)
+        return passed
+
+    def _walk(self) -> None:
+        self._walked = True
+        self._files.walk(self.info, self._following)
+
+    def _fetch_ahead(self, ahead: list[tuple[int, int]]) -> None:
+        tickets = []
+        refused = None
+        for start, length in ahead:
+            parts = (self._part(start),) if start % self._block == 0 else pieces(self._ident, start, start + length)
+            fetch = self._files.fetcher.ahead(self.info, parts)
+            if fetch is False:
+                refused = start
+                break
+            if isinstance(fetch, Fetch):
+                tickets.append(fetch.ticket)
+        with self._lock:
+            if refused is not None:  # no room: it is wanted again by the next read
+                self._sequence.scheduled = min(self._sequence.scheduled, refused)
+            while self._tickets and self._tickets[0].fetch is None:
+                self._tickets.popleft()
+            self._tickets += tickets
+
+    def _gather(self, offset: int, end: int, ahead: list[tuple[int, int]]) -> list[memoryview]:
+        deadline = Deadline.after(self._files.clock, self._files.timeout)
+        sources = self._sources(offset, end, deadline)
+        if ahead:
+            self._fetch_ahead(ahead)
+        if not self._walked:
+            self._walk()
+        return self._collect(sources, deadline, ATTEMPTS)
+
+    def _sources(self, offset: int, end: int, deadline: Deadline) -> list[_Source]:
+        """Return where `[offset, end)` comes from, in order, all demanded."""
+        sources: list[_Source] = []
+        for begin in range(offset - offset % self._block, end, self._block):
+            low, high = max(offset, begin), min(end, begin + self._block)
+            part = self._part(begin)
+            source = self._held(part, low, high)
+            if source is None and not self._small:
+                with self._lock:
+                    by_block = self._sequence.by_block(begin)
+                if not by_block:
+                    sources += self._piecewise(begin, low, high, deadline)
+                    continue
+            sources.append(source or self._demanded((part,), low, high, deadline))
+        return sources
+
+    def _piecewise(self, begin: int, low: int, high: int, deadline: Deadline) -> list[_Source]:
+        sources: list[_Source] = []
+        wanted = pieces(self._ident, low - low % PIECE, min(begin + self._block, self._size, high + -high % PIECE))
         at = 0
         while at < len(wanted):
-            held = files.blocks.find(wanted[at])
-            if held is not None:
-                if isinstance(held, Fetch):
-                    files.join(held)
-                    sources.append((held, held.start))
-                    at += 1
-                    while at < len(wanted) and wanted[at] in held.parts:
-                        at += 1
-                    continue
-                sources.append((held, wanted[at][1]))
-                at += 1
-                continue
-            run = [wanted[at]]
-            while at + len(run) < len(wanted) and not files.blocks.known(wanted[at + len(run)]):
-                run.append(wanted[at + len(run)])
-            fetch = files.demand(self.info, run, deadline)
-            sources.append((fetch, fetch.start))
+            part = wanted[at]
+            start = max(low, part[1])
+            source = self._held(part, start, min(high, part[1] + part[2]))
+            if source is None:
+                stop = at + 1
+                while stop < len(wanted) and not self._blocks.known(wanted[stop]):
+                    stop += 1
+                source = self._demanded(wanted[at:stop], start, min(high, wanted[stop - 1][1] + wanted[stop - 1][2]), deadline)
+            sources.append(source)
             at += 1
-            while at < len(wanted) and wanted[at] in fetch.parts:
+            while at < len(wanted) and wanted[at][1] < source[3]:
                 at += 1
         return sources
 
-    def _fetch_ahead(self) -> None:
-        cap = self._files.cap(self)
-        with self._lock:
-            scheduled = self._sequence.scheduled
-            wanted = list(self._sequence.ahead(cap))
-        for start, length in wanted:
-            if not self._files.ahead(self.info, start, length):
-                with self._lock:  # no room: what follows is asked for again by the next read
-                    self._sequence.scheduled = max(scheduled, min(self._sequence.scheduled, start))
-                return
+    def _held(self, part: Part, low: int, high: int) -> _Source | None:
+        """Return a part that is in memory or on its way."""
+        view = self._blocks.find(part, high - low)
+        if view is not None:
+            return view, part[1], low, high
+        fetch = self._blocks.flight(part)
+        if fetch is None:
+            return None
+        return self._joined(fetch, low, high)
 
-    def _give_up_passed(self, offset: int) -> None:
-        """Give up the block that a stream has left behind."""
-        block = self._files.block
-        begin = offset - offset % block - PASSED * block
-        if begin >= 0 and offset % block < MiB:
-            self._files.blocks.drop((self._ident, begin, block))
+    def _joined(self, fetch: Fetch, low: int, high: int) -> _Source:
+        if fetch.filled < high - fetch.start:
+            self._blocks.check(fetch.parts)
+            self._files.fetcher.join(fetch)
+        return fetch, fetch.start, low, high
+
+    def _demanded(self, parts: tuple[Part, ...], low: int, high: int, deadline: Deadline) -> _Source:
+        """Return `[low, high)` of `parts`, or a first piece of it, by a fetch that the reader needn't share the fate of others' for."""
+        while True:
+            fetch = self._files.fetcher.demand(self.info, parts, deadline)
+            if fetch is not None:
+                return fetch, fetch.start, low, min(high, fetch.start + fetch.length)
+            first = parts[0]
+            stop = min(high, first[1] + first[2])
+            view = self._blocks.find(first, stop - low)
+            if view is not None:
+                return view, first[1], low, stop
+
+    def _collect(self, sources: list[_Source], deadline: Deadline, attempts: int) -> list[memoryview]:
+        """Wait for each source and cut what is wanted out of it."""
+        views: list[memoryview] = []
+        for source, start, low, high in sources:
+            if isinstance(source, memoryview):
+                views.append(source[low - start : high - start])
+                continue
+            try:
+                view = source.wait(high - start, deadline)
+            except OptfsError as error:
+                if isinstance(error, DeadlineExceeded) and not source.failed:
+                    self._blocks.overdue(source, error)
+                if not (source.failed and source.speculative and attempts > 1 and deadline.remaining() > 0):
+                    raise
+                views += self._collect(self._sources(low, high, deadline), deadline, attempts - 1)
+                continue
+            views.append(view[low - start : high - start])
+            self._blocks.count_read(high - low)
+        return views
 
 
 def ident_of(info: ObjectInfo) -> Ident:
@@ -352,24 +350,6 @@ def ident_of(info: ObjectInfo) -> Ident:
     return (info.provider, info.key, info.version)
 
 
-def pieces(ident: Ident, start: int, stop: int) -> list[Part]:
+def pieces(ident: Ident, start: int, stop: int) -> tuple[Part, ...]:
     """Return the pieces from `start` (a multiple of a piece) to `stop`; the last one is shorter where the file ends."""
-    return [(ident, at, min(PIECE, stop - at)) for at in range(start, stop, PIECE)]
-
-
-def _collect(found: list[tuple[memoryview | Fetch, int, int, int]], deadline: Deadline) -> list[memoryview]:
-    """Wait for each source and cut what is wanted out of it."""
-    views: list[memoryview] = []
-    at = -1
-    for source, start, low, high in found:
-        at = max(at, low)
-        if isinstance(source, Fetch):
-            upto = min(high, start + source.length) - start
-            view = source.wait(upto, deadline)
-        else:
-            view = source
-        stop = min(high, start + len(view))
-        if stop > at:
-            views.append(view[at - start : stop - start])
-            at = stop
-    return views
+    return tuple((ident, at, min(PIECE, stop - at)) for at in range(start, stop, PIECE))

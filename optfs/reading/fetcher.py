@@ -1,0 +1,160 @@
+"""Brings parts into memory: queues fetches, and runs them in the pool's threads.
+
+Algorithm of a fetch: ask the block cache for each part; bring each run of the others by one ranged GET, in order, so that the watermark
+rises; then offer those to the block cache. A run of pieces whose block a stream left in the cache is cut out of that block.
+
+Rules: a fetch ahead that a reader comes for while it is queued is queued again, before all others; the job that comes second finds it taken.
+Failures of fetches ahead are logged for debugging only. A bug in here ends the fetch, not the reader's patience.
+
+Locks: none of its own. Called with no lock held.
+"""
+
+import logging
+from collections.abc import Mapping
+from functools import partial
+
+from optfs.cache.protocol import BlockCache, BlockKey
+from optfs.errors import OptfsError, ServiceError, ServiceUnavailable
+from optfs.reading.blocks import Blocks
+from optfs.reading.fetches import Fetch, Part, Ticket
+from optfs.stores.protocol import Store
+from optfs.values import Clock, Deadline, ObjectInfo, Provider
+from optfs.workers import Priority, WorkerPool
+
+logger = logging.getLogger(__name__)
+
+
+class Fetcher:
+    """The way from store and block cache into memory."""
+
+    def __init__(
+        self, stores: Mapping[Provider, Store], cache: BlockCache | None, pool: WorkerPool, blocks: Blocks, timeout: float, clock: Clock
+    ) -> None:
+        """Run fetches in `pool`, each at most `timeout` seconds by `clock`, into `blocks`."""
+        self._stores = stores
+        self._cache = cache
+        self._pool = pool
+        self._blocks = blocks
+        self._timeout = timeout
+        self._clock = clock
+
+    def demand(self, info: ObjectInfo, parts: tuple[Part, ...], deadline: Deadline) -> Fetch | None:
+        """Return the fetch that brings the first of `parts` at least, queued before all that is ahead; None: that part is resident by now.
+
+        Raises as `Blocks.demand` does.
+        """
+        fetch = Fetch(info, parts, demanded=True)
+        admitted = self._blocks.demand(fetch, deadline)
+        if admitted is fetch:
+            self._submit(fetch, Priority.DEMAND)
+        elif admitted is not None:
+            self.join(admitted)
+        return admitted
+
+    def join(self, fetch: Fetch) -> None:
+        """Note that a reader wants a fetch that somebody else began."""
+        if fetch.demand():
+            self._submit(fetch, Priority.DEMAND)
+
+    def ahead(self, info: ObjectInfo, parts: tuple[Part, ...]) -> Fetch | bool:
+        """Queue a fetch that nobody waits for and return it; True: it is known already; False: there is no room now."""
+        fetch = Fetch(info, parts, demanded=False)
+        admitted = self._blocks.ahead(fetch)
+        if not admitted:
+            return admitted is None
+        self._submit(fetch, Priority.PREFETCH)
+        return fetch
+
+    def _submit(self, fetch: Fetch, priority: Priority) -> None:
+        if not self._pool.submit(partial(self._run, fetch.ticket), priority) and fetch.begin():
+            self._fail(fetch, ServiceUnavailable("the mount is ending"))
+
+    def _run(self, ticket: Ticket) -> None:
+        fetch = ticket.fetch
+        if fetch is None or not fetch.begin():
+            return
+        try:
+            self._bring(fetch)
+        except OptfsError as error:
+            if fetch.speculative:
+                logger.debug("fetching %s ahead failed: %s %s", fetch.info.key, error.message, error.detail)
+            self._fail(fetch, error)
+        except BaseException:
+            self._fail(fetch, ServiceError("a read failed for a reason that isn't foreseen; see the log"))
+            raise
+
+    def _fail(self, fetch: Fetch, error: OptfsError) -> None:
+        self._blocks.failed(fetch, error)
+        fetch.fail(error)
+
+    def _bring(self, fetch: Fetch) -> None:
+        found = [self._cached(fetch.info, part) for part in fetch.parts]
+        if None in found and (block := self._cached_block(fetch)) is not None:
+            found = [bytes(block[part[1] - fetch.start :][: part[2]]) for part in fetch.parts]
+        if len(found) == 1 and found[0] is not None:
+            self._land(fetch, memoryview(found[0]), [], fetch.length)
+            return
+        buffer = fetch.spare or bytearray(fetch.length)
+        fetch.spare = None
+        view = memoryview(buffer)
+        readable = view.toreadonly()
+        fetch.fill(readable)
+        deadline = Deadline.after(self._clock, self._timeout)
+        store = self._stores[fetch.info.provider]
+        fresh: list[int] = []
+        at = 0
+        while at < len(found):
+            begin = fetch.parts[at][1] - fetch.start
+            data = found[at]
+            if data is not None:
+                view[begin : begin + len(data)] = data
+                fetch.advance(begin + len(data))
+                at += 1
+                continue
+            first = at
+            while at < len(found) and found[at] is None:
+                at += 1
+            fresh += range(first, at)
+            stop = fetch.parts[at - 1][1] + fetch.parts[at - 1][2] - fetch.start
+
+            def progress(filled: int, begin: int = begin) -> None:
+                fetch.advance(begin + filled)
+
+            store.read_into(fetch.info, fetch.start + begin, view[begin:stop], progress, deadline)
+            fetch.advance(stop)
+        self._land(fetch, readable, fresh, fetch.length - sum(fetch.parts[index][2] for index in fresh))
+
+    def _land(self, fetch: Fetch, view: memoryview, fresh: list[int], from_disk: int) -> None:
+        """Hand over all bytes; the parts numbered in `fresh` are offered to the block cache."""
+        views = [view]
+        if len(fetch.parts) > 1:  # copies: a slice would keep the whole run's buffer alive as long as one of its pieces is wanted
+            views = [memoryview(bytes(view[part[1] - fetch.start :][: part[2]])) for part in fetch.parts]
+        self._blocks.landed(fetch, views, from_disk=from_disk)
+        fetch.finish(view)
+        if self._cache is not None:
+            for index in fresh:
+                self._cache.put(self._key(fetch.info, fetch.parts[index]), views[index])
+
+    def _cached(self, info: ObjectInfo, part: Part) -> bytes | None:
+        if self._cache is None:
+            return None
+        data = self._cache.get(self._key(info, part))
+        return data if data is not None and len(data) == part[2] else None
+
+    def _cached_block(self, fetch: Fetch) -> memoryview | None:
+        """Return the bytes of a run of pieces out of a cached block, or None."""
+        block = self._blocks.block
+        begin = fetch.start - fetch.start % block
+        length = min(block, fetch.info.size - begin)
+        if (fetch.start == begin and fetch.length == length) or fetch.start + fetch.length > begin + length:
+            return None
+        whole = (fetch.parts[0][0], begin, length)
+        data = self._cached(fetch.info, whole)
+        if data is None:
+            return None
+        self._blocks.offer(fetch.info, whole, memoryview(data))  # its other pieces may be next, and it was read and checked whole
+        return memoryview(data)[fetch.start - begin :][: fetch.length]
+
+    def _key(self, info: ObjectInfo, part: Part) -> BlockKey:
+        uri = self._stores[info.provider].root.uri(info.key)
+        return BlockKey(uri, info.version, info.size, part[1], part[2])
