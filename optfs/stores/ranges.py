@@ -36,10 +36,10 @@ def check_range(status: int, headers: Mapping[str, str], info: ObjectInfo, start
         matched = _CONTENT_RANGE.fullmatch(got)
         if matched is None:
             raise InvalidResponse("the store's answer doesn't tell which bytes it holds", detail=f"Content-Range: {got[:80]!r}")
-        if matched[3] != "*" and int(matched[3]) != info.size:
-            raise gone(info, f"size {matched[3]} instead of {info.size}")
         if (int(matched[1]), int(matched[2])) != (start, start + length - 1):
             raise InvalidResponse("the store answered with other bytes than asked for", detail=f"Content-Range: {got[:80]!r}")
+        if matched[3] != "*" and int(matched[3]) != info.size:
+            raise gone(info, f"size {matched[3]} instead of {info.size}")
     elif status != 200:
         raise InvalidResponse(f"the store answered a read with status {status}")
     elif (start, length) != (0, info.size):

@@ -159,10 +159,11 @@ class MotoGround:
 
     def __init__(self, url: str) -> None:
         root = ROOTS["aws"]
+        self.pauses: list[float] = []
         self.source = HeldSource(root, lambda: AwsCredential("AKIAIOSFODNN7EXAMPLE", "secret", "session", None))
         self.counters = StoreCounters()
         self.raw: Store = S3Store(root, self.source, self.counters, endpoint_url=url, timeout=30.0, user_agent="optfs/test")
-        self.store = RetryingStore(self.raw, self.source, self.counters, pause=lambda seconds: None)
+        self.store = RetryingStore(self.raw, self.source, self.counters, pause=self.pauses.append)
         self._client: Any = boto3.client(
             "s3",
             region_name="us-east-1",
