@@ -150,7 +150,7 @@ class HeldListings:
             return self._objects // max(1, len(self._held))
 
     def list_ahead(self, wanted: Iterable[tuple[str, Sequence[Provider]]]) -> None:
-        """Have units listed by the pool, in that order, unless they are believed or under way when their turn comes."""
+        """Have units listed by the pool, in that order, unless they are believed or under way, or their store fails, when their turn comes."""
         for unit, providers in wanted:
             self._pool.submit(partial(self._prefetch, unit, providers), Priority.PREFETCH)
 
@@ -282,7 +282,9 @@ class HeldListings:
         return flight.listing is not None
 
     def _prefetch(self, unit: str, providers: Sequence[Provider]) -> None:
-        if self._refresh(unit, providers):
+        with self._lock:
+            failing = not self._failing.isdisjoint(providers)
+        if not failing and self._refresh(unit, providers):
             with self._lock:
                 self._prefetched += 1
 

@@ -97,9 +97,10 @@ def date_of(name: str) -> datetime.date | None:
     if len(value) != 10 or value == name:
         return None
     try:
-        return datetime.date.fromisoformat(value)
+        day = datetime.date.fromisoformat(value)
     except ValueError:
         return None
+    return day if day.isoformat() == value else None  # fromisoformat also takes weeks: 2026-W44-7
 
 
 def midnight(day: datetime.date) -> float:
