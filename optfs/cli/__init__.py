@@ -75,7 +75,7 @@ def arranged(arguments: Sequence[str]) -> list[str]:
     return list(arguments)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:  # noqa: PLR0911 - a return for each way to end
+def main(arguments: Sequence[str] | None = None) -> int:
     """Run optfs and return its exit code; nothing is raised."""
     words = arranged(sys.argv[1:] if arguments is None else arguments)
     try:

@@ -22,6 +22,7 @@ from typing import IO, NoReturn
 
 from optfs import errors
 from optfs.errors import DeadlineExceeded, MountError, OptfsError
+from optfs.service import logs
 
 Announce = Callable[[], None]
 Work = Callable[[Announce], int]
@@ -83,9 +84,10 @@ def _serve(work: Work, writing: int, words: IO[bytes]) -> NoReturn:
     except OptfsError as error:
         code = 1
         tell({"kind": type(error).__name__, "message": error.message})
-    except BaseException:
+    except BaseException as error:
         logging.getLogger(__name__).exception("the mount process failed")
         code = 1
+        tell({"kind": "OptfsError", "message": f"unexpected {type(error).__name__}: this is a bug; see {logs.destination()}"})
     finally:
         # Not sys.exit: whatever the parent's program meant to do at its end is the parent's alone.
         logging.shutdown()

@@ -1,7 +1,7 @@
 """The composition root: everything that one mount consists of, put together, and taken apart in the opposite order.
 
 From bottom to top: stores with retries, the block cache, the pool of fetching threads, the catalog, open files, the file system. `Mount` owns
-them all; nothing else in optfs makes one of these for a running mount.
+them all but the connections it is given; nothing else in optfs makes one of these for a running mount.
 
 `--memory` is shared: an eighth of it, at most `BACKLOG`, for blocks that wait to be written to the cache, the rest for open files.
 """
@@ -57,19 +57,20 @@ class Mount:
             cache=self.cache,
             timeout=config.timeout,
             clock=time.monotonic,
-            totals=lambda: Totals(0, self.catalog.statistics().objects),
+            totals=self._totals,
         )
+
+    def _totals(self) -> Totals:
+        known = self.catalog.statistics()
+        return Totals(known.size, known.objects)
 
     def cache_stats(self) -> CacheStats:
         """Return what the block cache did."""
         return self.cache.stats()
 
     def close(self) -> None:
-        """End all threads, as far as they end in time, and let go of files and connections."""
+        """End all threads, as far as they end in time, and let go of the cache. What was handed in as `connected` stays the caller's."""
         with contextlib.ExitStack() as stack:
-            for each in self.connected:
-                stack.callback(each.store.close)
-                stack.callback(each.source.close, 1.0)
             stack.callback(self.cache.close)
             stack.callback(self.pool.close, CLOSE_LIMIT)
             stack.callback(self.catalog.close)

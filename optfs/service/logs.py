@@ -44,13 +44,14 @@ _SHAPES: tuple[tuple[re.Pattern[str], str], ...] = tuple(
             ),
             rf"\1\2{HIDDEN}",
         ),
-        (r"\b(access_token|session_token|token)=[^\s&'\"]+", rf"\1={HIDDEN}"),
+        (r"\b((?:access_|refresh_|session_|id_)?token)=[^\s&'\"]+", rf"\1={HIDDEN}"),
         (r"\bya29\.[0-9a-z._-]+", HIDDEN),
     )
 )
 
 _lock = threading.Lock()
 _literals: set[str] = set()
+_destination = "stderr"  # set by `configure`, in the main thread before others start
 
 
 def remember_secret(secret: str) -> None:
@@ -111,7 +112,9 @@ def configure(level: LogLevel, file: Path | None, log_format: LogFormat, *, fore
         ConfigError: the file can't be written.
 
     """
+    global _destination  # noqa: PLW0603 - a process has one log
     handler = _handler(file, foreground=foreground)
+    _destination = getattr(handler, "baseFilename", "syslog" if isinstance(handler, logging.handlers.SysLogHandler) else "stderr")
     prefix = "optfs[%(process)d]: " if isinstance(handler, logging.handlers.SysLogHandler) else "%(asctime)s "
     text = TextFormatter(prefix + "%(levelname)s %(name)s: %(message)s")
     handler.setFormatter(JsonFormatter() if log_format == "json" else text)
@@ -125,6 +128,11 @@ def configure(level: LogLevel, file: Path | None, log_format: LogFormat, *, fore
     root.setLevel(logging.DEBUG if level == "debug" else logging.WARNING)
     logging.getLogger("optfs").setLevel(own)
     logging.raiseExceptions = False  # a full disk must not print tracebacks into a program's terminal
+
+
+def destination() -> str:
+    """Return where the log is: a file's path, `syslog` or `stderr`."""
+    return _destination
 
 
 def _handler(file: Path | None, *, foreground: bool) -> logging.Handler:

@@ -83,31 +83,29 @@ Outcome = Connected | OptfsError
 def connect(config: Config) -> list[Connected]:
     """Return the providers to mount, at least one.
 
-    The token's environment variables are removed, so that no child inherits them.
-
     Raises:
-        ConfigError: no token, or an unusable one, and no account for the provider's own credentials.
+        ConfigError: see `openers`.
         AccessError, ServiceError, DeadlineExceeded: see the module.
 
     """
-    openers = _openers(config)
+    makers = openers(config)
     outcomes: dict[Provider, Outcome] = {}
 
     def ask(provider: Provider) -> None:
         try:
-            outcomes[provider] = _open(config, provider, openers[provider])
+            outcomes[provider] = reach(config, provider, makers[provider]())
         except OptfsError as error:
             outcomes[provider] = error
         except Exception as error:  # a bug; the mount must fail by it rather than hang
             logger.exception("%s can't be asked", NAMES[provider])
             outcomes[provider] = ServiceError(f"{NAMES[provider]} can't be asked: unexpected {type(error).__name__}")
 
-    threads = [threading.Thread(target=ask, args=(provider,), name=f"connect-{provider}", daemon=True) for provider in openers]
+    threads = [threading.Thread(target=ask, args=(provider,), name=f"connect-{provider}", daemon=True) for provider in makers]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    return choose(outcomes)
+    return choose({provider: outcomes[provider] for provider in makers})
 
 
 def choose(outcomes: Mapping[Provider, Outcome]) -> list[Connected]:
@@ -147,8 +145,16 @@ def _rank(error: OptfsError) -> int:
     return 5 if isinstance(error, NoExport) else 4 if isinstance(error, ConfigError) else 3 if isinstance(error, AccessError) else 6
 
 
-def _openers(config: Config) -> dict[Provider, Callable[[], Source]]:
-    """Return for each provider that may be used what makes its credentials."""
+def openers(config: Config) -> dict[Provider, Callable[[], Source]]:
+    """Return for each provider that may be used what gets its credentials.
+
+    The token's environment variables are removed, so that no child inherits them.
+
+    Raises:
+        ConfigError: no token, or an unusable one, and no account for the provider's own credentials.
+        ServiceUnavailable: the command that gives the token failed.
+
+    """
     providers: list[Provider] = ["aws", "gcp"] if config.provider == "auto" else [config.provider]
     environment = dict(os.environ)
     token = find_token(config.token_file, config.token_command, environment)
@@ -205,9 +211,8 @@ def _from_chain(provider: Provider, root: AccountRoot) -> Source:
     return AwsSource(root) if provider == "aws" else GoogleSource(root, time.time)
 
 
-def _open(config: Config, provider: Provider, make_source: Callable[[], Source]) -> Connected:
-    """Get credentials and the first page of the account's folder."""
-    source = make_source()
+def reach(config: Config, provider: Provider, source: Source) -> Connected:
+    """Get the first page of the account's folder; the source is closed where that fails."""
     counters = StoreCounters()
     try:
         store = make_store(config, source, counters)

@@ -59,7 +59,10 @@ def run(config: Config, mountpoint: Path, announce: Callable[[], None], *, foreg
         mounting.check_allow_other()
     with contextlib.ExitStack() as stack:
         signals = stack.enter_context(Signals())
-        mount = Mount(config, connect(config), mountpoint, binding)
+        connected = connect(config)
+        for each in connected:
+            stack.callback(each.close)
+        mount = Mount(config, connected, mountpoint, binding)
         stack.callback(mount.close)
         if config.metrics is not None:
             from optfs.service import metrics  # noqa: PLC0415 - only when asked for

@@ -1,0 +1,182 @@
+"""The command line: exit codes, one line for each failure, and no import of what isn't used."""
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import click
+import pytest
+
+import optfs
+from optfs import cli
+from optfs.cli import arranged, main
+from optfs.cli.mount import source_and_point
+from optfs.cli.status import lines, size, span
+from optfs.config import SETTINGS
+from optfs.errors import AccessDenied, ConfigError, DeadlineExceeded, MountError, NoExport, NotFound, ServiceUnavailable, TokenRefused
+
+
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], object]], None]:
+    """Replace `optfs status` by a function."""
+
+    def install(function: Callable[[], object]) -> None:
+        monkeypatch.setattr(cli._Lazy, "get_command", lambda *_: click.Command("status", callback=function))
+
+    return install
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (ConfigError("bad"), 2),
+        (TokenRefused("bad"), 3),
+        (AccessDenied("bad"), 3),
+        (NoExport("bad"), 3),
+        (ServiceUnavailable("bad"), 4),
+        (DeadlineExceeded("bad"), 4),
+        (MountError("bad"), 5),
+        (NotFound("bad"), 1),
+    ],
+)
+def test_each_kind_of_failure_is_one_line_and_its_exit_code(
+    error: Exception, code: int, command: Callable[[Callable[[], object]], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail() -> None:
+        raise error
+
+    command(fail)
+    assert main(["status"]) == code
+    assert capsys.readouterr().err == "optfs: bad\n"
+
+
+def test_a_bug_is_one_line_without_traceback(command: Callable[[Callable[[], object]], None], capsys: pytest.CaptureFixture[str]) -> None:
+    def fail() -> None:
+        raise KeyError("2:very-secret")
+
+    command(fail)
+    assert main(["status"]) == 1
+    captured = capsys.readouterr().err
+    assert captured.count("\n") == 1
+    assert "KeyError" in captured
+    assert "very-secret" not in captured
+
+
+def test_ctrl_c_ends_with_130(command: Callable[[Callable[[], object]], None]) -> None:
+    def fail() -> None:
+        raise KeyboardInterrupt
+
+    command(fail)
+    assert main(["status"]) == 130
+
+
+def test_a_commands_number_is_the_exit_code(command: Callable[[Callable[[], object]], None]) -> None:
+    command(lambda: 7)
+    assert main(["status"]) == 7
+    command(lambda: None)
+    assert main(["status"]) == 0
+
+
+@pytest.mark.parametrize(
+    "words", [["frobnicate"], ["mount"], ["mount", "--frobnicate", "/x"], ["mount", "a", "b", "c"], ["status", "--json", "a", "b"]]
+)
+def test_wrong_usage_is_one_line_and_2(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(words) == 2
+    captured = capsys.readouterr().err
+    assert captured.startswith("optfs: ")
+    assert captured.count("\n") == 1
+    assert "--help" in captured
+
+
+def test_bad_configuration_is_one_line_and_2(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert main(["mount", "--cache-size", "huge", str(tmp_path)]) == 2
+    assert capsys.readouterr().err == "optfs: --cache-size: 'huge' is no size; write 256MiB, 10GiB, 500MB or 0\n"
+
+
+def test_help_lists_every_command_and_every_setting(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"]) == 0
+    shown = capsys.readouterr().out
+    assert all(f"  {name} " in shown for name in cli.COMMANDS)
+    assert main(["mount", "--help"]) == 0
+    shown = capsys.readouterr().out
+    assert all(f"--{setting.name}" in shown for setting in SETTINGS)
+
+
+@pytest.mark.parametrize("name", list(cli.COMMANDS))
+def test_every_command_loads_and_shows_its_help(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([name, "--help"]) == 0
+    assert f"optfs {name}" in capsys.readouterr().out
+
+
+def test_version_and_help_import_nothing_that_a_mount_needs() -> None:
+    heavy = ["boto3", "botocore", "google", "requests", "urllib3", "diskcache", "mfusepy", "fuse", "prometheus_client", "pyarrow"]
+    program = (
+        f"import sys; from optfs.cli import main; main(['--version']); main(['--help']); print([m for m in {heavy!r} if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout.splitlines()[0] == f"optfs, version {optfs.__version__}"
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_the_module_runs_as_a_program() -> None:
+    done = subprocess.run([sys.executable, "-m", "optfs", "mount"], capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 2
+    assert done.stderr.startswith("optfs: Missing argument")
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["123", "/mnt", "-o", "ro"], ["mount", "123", "/mnt", "-o", "ro"]),
+        (["optfs", "/mnt"], ["mount", "optfs", "/mnt"]),
+        (["mount", "/mnt"], ["mount", "/mnt"]),
+        (["cache", "info"], ["cache", "info"]),
+        (["--version"], ["--version"]),
+        (["frobnicate"], ["frobnicate"]),
+        (["frobnicate", "--json"], ["frobnicate", "--json"]),
+    ],
+)
+def test_the_form_in_which_mount_8_calls_a_helper(words: list[str], expected: list[str]) -> None:
+    assert arranged(words) == expected
+
+
+def test_the_source_names_the_account() -> None:
+    options: dict[str, str | None] = {"account": None}
+    assert source_and_point(("123", "/mnt"), options) == Path("/mnt")
+    assert options == {"account": "123"}
+    options = {"account": None}
+    source_and_point(("optfs", "/mnt"), options)
+    source_and_point(("/mnt",), options)
+    assert options == {"account": None}
+    with pytest.raises(ConfigError, match="says otherwise"):
+        source_and_point(("123", "/mnt"), {"account": "456"})
+
+
+def test_the_mount_options_of_mount_8_reach_the_configuration(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert main(["optfs", str(tmp_path), "-o", "rw,_netdev,cache_sise=1"]) == 2
+    assert "-o cache_sise: there is no such option" in capsys.readouterr().err
+
+
+def test_cache_commands_work_without_a_cache(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    for name in ("info", "clear", "verify"):
+        assert main(["cache", "--cache-dir", str(tmp_path / "none"), name]) == 0
+        assert "no cache yet" in capsys.readouterr().out
+    assert not (tmp_path / "none").exists()
+
+
+def test_cache_commands_tell_what_they_did(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    folder = tmp_path / "cache"
+    folder.mkdir(mode=0o700)
+    for name, word in (("info", "0 blocks"), ("verify", "0 blocks checked"), ("clear", "0 blocks removed")):
+        assert main(["cache", "--cache-dir", str(folder), name]) == 0
+        assert word in capsys.readouterr().out
+
+
+def test_sizes_and_spans_for_people() -> None:
+    assert [size(n) for n in (0, 1023, 1536, 10 * 2**30, 3 * 2**40)] == ["0 B", "1023 B", "1.5 KiB", "10.0 GiB", "3.0 TiB"]
+    assert [span(n) for n in (0, 59.6, 192, 7500, 90000, -5)] == ["0m 00s", "1m 00s", "3m 12s", "2h 05m", "1d 1h", "-0m 05s"]
+
+
+def test_a_dead_mount_is_told_with_what_to_do() -> None:
+    assert lines({"state": "dead", "mountpoint": "/mnt"}) == ["/mnt: dead; unmount it: optfs umount /mnt"]
