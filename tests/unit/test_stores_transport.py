@@ -1,0 +1,371 @@
+"""Connections: which URLs, proxies and certificates are accepted, and what happens to kept-alive connections and to bodies."""
+
+import datetime
+import ipaddress
+import socket
+import ssl
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+
+from optfs.errors import ConfigError, DeadlineExceeded, InvalidResponse, ServiceError, ServiceUnavailable
+from optfs.stores.counters import StoreCounters
+from optfs.stores.transport import PIECE, Stalled, Transport
+from tests.support.faulty_server import FaultyServer, answer
+from tests.support.stores import deadline
+
+BODY = bytes(range(256)) * 4096
+
+
+def transport(url: str, *, timeout: float = 30.0) -> Transport:
+    """Return a transport to a server."""
+    return Transport(url, timeout=timeout, user_agent="optfs/test", counters=StoreCounters())
+
+
+def fetch(to: Transport, size: int = len(BODY), *, seconds: float = 60.0) -> tuple[bytes, list[int]]:
+    """Return a body and what progress told of it."""
+    until = deadline(seconds)
+    told: list[int] = []
+    buffer = bytearray(size)
+    to.fill(to.get("get", "/x", {}, until), memoryview(buffer), told.append, until)
+    return bytes(buffer), told
+
+
+class Exchange:
+    """Answers with a body and keeps the connection."""
+
+    def __init__(self, body: bytes = BODY) -> None:
+        self.body = body
+
+    def __call__(self, connection: socket.socket, head: bytes) -> bool:
+        """Send it."""
+        connection.sendall(answer(self.body))
+        return True
+
+
+def hang_up(connection: socket.socket, head: bytes) -> bool:
+    """Close the connection without an answer."""
+    return False
+
+
+def keep_silent(connection: socket.socket, head: bytes) -> bool:
+    """Send nothing until the client leaves."""
+    return bool(connection.recv(1))
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://example.com",
+        "http://10.0.0.1:9000",
+        "ftp://127.0.0.1",
+        "127.0.0.1:9000",
+        "https://",
+        "https://host:port",
+        "https://user:secret@host",
+        "https://host/path",
+        "http://127.0.0.1.example.com",
+        "http://localhost.example.com",
+    ],
+)
+def test_urls_that_are_no_safe_endpoints_are_refused(url: str) -> None:
+    """Plain http only to this computer; nothing but a host and a port; no secret is repeated."""
+    with pytest.raises(ConfigError) as caught:
+        transport(url)
+    assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "url", ["http://127.0.0.1:1", "http://localhost:1/", "http://[::1]:1", "https://example.com", "https://10.0.0.1:9"]
+)
+def test_safe_endpoints_are_accepted(url: str) -> None:
+    """Loopback by any of its names, and https to anywhere."""
+    transport(url).close()
+
+
+def test_a_body_is_read_into_the_buffer_and_its_connection_used_again() -> None:
+    """Progress grows to the whole length; five requests share one connection and carry the user agent."""
+    with FaultyServer(Exchange()) as server:
+        to = transport(server.url)
+        for _ in range(5):
+            body, told = fetch(to)
+            assert body == BODY
+            assert told == sorted(set(told))
+            assert told[-1] == len(BODY)
+        assert server.connections == 1
+        assert all(b"\r\nUser-Agent: optfs/test" in head for head in server.requests)
+        to.close()
+
+
+def test_progress_is_told_as_bytes_arrive() -> None:
+    """A reader who waits for the first bytes gets them while the rest is still on its way."""
+    seen = threading.Event()
+
+    def exchange(connection: socket.socket, head: bytes) -> bool:
+        connection.sendall(answer(BODY)[:-1])
+        assert seen.wait(30)
+        connection.sendall(BODY[-1:])
+        return True
+
+    with FaultyServer(exchange) as server:
+        to = transport(server.url)
+        until = deadline()
+        buffer = bytearray(len(BODY))
+
+        def progress(filled: int) -> None:
+            if filled >= PIECE:
+                seen.set()
+
+        to.fill(to.get("get", "/x", {}, until), memoryview(buffer), progress, until)
+        assert buffer == BODY
+        to.close()
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_a_connection_that_the_server_closed_meanwhile_is_replaced_unseen(late: bool) -> None:
+    """Closed while it was idle, or just as the next request came: a fresh connection, no error."""
+
+    def exchange(connection: socket.socket, head: bytes) -> bool:
+        connection.sendall(answer(b"ok"))
+        if late:
+            connection.recv(1, socket.MSG_PEEK)
+        return False
+
+    with FaultyServer(exchange) as server:
+        to = transport(server.url)
+        for _ in range(4):
+            assert fetch(to, 2)[0] == b"ok"
+        assert server.connections == 4
+        to.close()
+
+
+def test_a_server_that_closes_every_connection_is_unavailable() -> None:
+    """The repetition isn't repeated."""
+    with FaultyServer(hang_up) as server:
+        to = transport(server.url)
+        with pytest.raises(ServiceUnavailable):
+            fetch(to)
+        assert server.connections == 2
+        to.close()
+
+
+def test_a_body_that_breaks_off_tells_how_far_it_came() -> None:
+    """Progress has told every byte that arrived, and the broken connection isn't used again."""
+
+    def exchange(connection: socket.socket, head: bytes) -> bool:
+        connection.sendall(answer(BODY)[: -len(BODY) + 1000])
+        return False
+
+    with FaultyServer(exchange) as server:
+        to = transport(server.url)
+        until = deadline()
+        told: list[int] = []
+        buffer = bytearray(len(BODY))
+        response = to.get("get", "/x", {}, until)
+        with pytest.raises(ServiceUnavailable):
+            to.fill(response, memoryview(buffer), told.append, until)
+        assert told[-1] == 1000
+        assert buffer[:1000] == BODY[:1000]
+        to.close()
+
+
+def test_a_silent_connection_is_stalled_before_the_deadline() -> None:
+    """After a third of --timeout, at least a second, so that there is time for another try."""
+    with FaultyServer(keep_silent) as server:
+        to = transport(server.url, timeout=3.0)
+        with pytest.raises(Stalled):
+            fetch(to)
+        to.close()
+
+
+def test_a_body_that_stalls_close_to_the_deadline_ends_with_it() -> None:
+    """The wait for bytes is cut to what remains, also in the middle of a body."""
+
+    def exchange(connection: socket.socket, head: bytes) -> bool:
+        connection.sendall(answer(BODY)[:5000])
+        return bool(connection.recv(1))
+
+    with FaultyServer(exchange) as server:
+        to = transport(server.url, timeout=300.0)
+        began = time.monotonic()
+        with pytest.raises(DeadlineExceeded):
+            fetch(to, seconds=0.5)
+        assert time.monotonic() - began < 30
+        to.close()
+
+
+def test_no_request_is_sent_when_no_time_is_left() -> None:
+    """The deadline is looked at first."""
+    with FaultyServer(Exchange()) as server:
+        to = transport(server.url)
+        with pytest.raises(DeadlineExceeded):
+            to.get("get", "/x", {}, deadline(-1.0))
+        assert server.requests == []
+        to.close()
+
+
+def test_an_endless_answer_is_cut_off() -> None:
+    """A listing or an error has a length that makes sense."""
+    with FaultyServer(Exchange(bytes(100_000))) as server:
+        to = transport(server.url)
+        until = deadline()
+        with pytest.raises(InvalidResponse, match="more than 1000 bytes"):
+            to.body(to.get("list", "/x", {}, until), 1000, until)
+        to.close()
+
+
+def test_an_answer_without_a_length_is_read_to_its_end() -> None:
+    """S3 sends listings in chunks; the connection is kept."""
+
+    def exchange(connection: socket.socket, head: bytes) -> bool:
+        connection.sendall(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n5\r\ndefgh\r\n0\r\n\r\n")
+        return True
+
+    with FaultyServer(exchange) as server:
+        to = transport(server.url)
+        until = deadline()
+        for _ in range(2):
+            assert to.body(to.get("list", "/x", {}, until), 1000, until) == b"abcdefgh"
+        assert server.connections == 1
+        to.close()
+
+
+def test_a_packed_answer_isnt_unpacked() -> None:
+    """Bytes are those of the stored object, whatever its Content-Encoding says."""
+
+    def exchange(connection: socket.socket, head: bytes) -> bool:
+        connection.sendall(answer(b"not gzip", head="Content-Encoding: gzip\r\n"))
+        return True
+
+    with FaultyServer(exchange) as server:
+        to = transport(server.url)
+        assert fetch(to, 8)[0] == b"not gzip"
+        to.close()
+
+
+def test_what_answers_but_doesnt_speak_http_is_unavailable() -> None:
+    """Not an exception of another kind."""
+
+    def exchange(connection: socket.socket, head: bytes) -> bool:
+        connection.sendall(b"SSH-2.0-OpenSSH\r\n\r\n")
+        return False
+
+    with FaultyServer(exchange) as server:
+        to = transport(server.url)
+        with pytest.raises(ServiceUnavailable):
+            fetch(to)
+        to.close()
+
+
+def certificate(folder: Path) -> Path:
+    """Write a certificate of 127.0.0.1, signed by itself, and its key into one file."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "optfs test")])
+    now = datetime.datetime.now(datetime.UTC)
+    address = x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))])
+    signed = (
+        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
+        .not_valid_before(now - datetime.timedelta(days=1))
+        .not_valid_after(now + datetime.timedelta(days=1))
+        .add_extension(address, critical=False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    file = folder / "server.pem"
+    private = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    file.write_bytes(private + signed.public_bytes(serialization.Encoding.PEM))
+    return file
+
+
+@pytest.mark.parametrize("variable", ["AWS_CA_BUNDLE", "REQUESTS_CA_BUNDLE"])
+def test_a_bundle_of_the_environment_is_trusted(variable: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bodies come over TLS as they do without; the connection is kept."""
+    file = certificate(tmp_path)
+    monkeypatch.delenv("REQUESTS_CA_BUNDLE", raising=False)
+    monkeypatch.setenv(variable, str(file))
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(file)
+    with FaultyServer(Exchange(), tls=context) as server:
+        to = transport(server.url)
+        for _ in range(2):
+            assert fetch(to)[0] == BODY
+        assert server.connections == 1
+        to.close()
+
+
+def test_a_certificate_that_nobody_vouches_for_is_refused_with_advice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is sent, and trying again isn't suggested."""
+    monkeypatch.delenv("REQUESTS_CA_BUNDLE", raising=False)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate(tmp_path))
+    with FaultyServer(Exchange(), tls=context) as server:
+        to = transport(server.url)
+        with pytest.raises(ServiceError, match="AWS_CA_BUNDLE") as caught:
+            fetch(to)
+        assert not isinstance(caught.value, ServiceUnavailable)
+        assert server.requests == []
+        to.close()
+
+
+def test_a_bundle_that_cant_be_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """When the store is made, not at the first request."""
+    monkeypatch.setenv("AWS_CA_BUNDLE", str(tmp_path / "none.pem"))
+    with pytest.raises(ConfigError, match=r"none\.pem"):
+        transport("https://example.com")
+
+
+def test_a_proxy_of_the_environment_is_used_for_https(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By CONNECT, with its login; a proxy that refuses is told as such; NO_PROXY and loopback go past it."""
+
+    def exchange(connection: socket.socket, head: bytes) -> bool:
+        connection.sendall(answer(b"", status="403 Forbidden"))
+        return False
+
+    with FaultyServer(exchange) as proxy:
+        for name in ("https_proxy", "HTTPS_PROXY", "no_proxy", "NO_PROXY", "all_proxy", "ALL_PROXY"):
+            monkeypatch.delenv(name, raising=False)
+        monkeypatch.setenv("HTTPS_PROXY", f"http://me:p%40ss@127.0.0.1:{proxy.port}")
+        to = transport("https://bucket.example.com")
+        with pytest.raises(ServiceUnavailable, match="proxy") as caught:
+            fetch(to)
+        to.close()
+        assert proxy.requests[0].startswith(b"CONNECT bucket.example.com:443 ")
+        assert b"roxy-authorization: basic bwu6cebzcw==".lower() in proxy.requests[0].lower()
+        assert "p@ss" not in caught.value.detail + str(caught.value)
+        asked = len(proxy.requests)
+        with FaultyServer(Exchange()) as server:
+            past = transport(server.url)
+            assert fetch(past)[0] == BODY
+            past.close()
+        assert len(proxy.requests) == asked
+
+
+def test_a_proxy_of_another_kind_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without repeating its URL, which may hold a password."""
+    monkeypatch.delenv("https_proxy", raising=False)
+    monkeypatch.setenv("HTTPS_PROXY", "socks5://me:secret@127.0.0.1:1")
+    with pytest.raises(ConfigError) as caught:
+        transport("https://example.com")
+    assert "secret" not in str(caught.value)
+
+
+def test_counters_tell_requests_answers_and_bytes() -> None:
+    """Each by its kind."""
+    counters = StoreCounters()
+    with FaultyServer(Exchange()) as server:
+        to = Transport(server.url, timeout=30.0, user_agent="x", counters=counters)
+        fetch(to)
+        until = deadline()
+        to.body(to.get("list", "/x", {}, until), len(BODY), until)
+        to.close()
+    snapshot = counters.snapshot()
+    assert snapshot.requests == {"get": 1, "list": 1}
+    assert snapshot.statuses == {200: 2}
+    assert snapshot.bytes_fetched == len(BODY)
