@@ -43,6 +43,9 @@ class Fuse2(Handlers, fuse.FUSE):  # type: ignore[misc]  # fusepy isn't followed
 
     def init(self, _conn: Any) -> int:
         """Tell that the kernel has opened the connection."""
+        library = fuse._libfuse  # the binding's own handle; its `fuse_exit` works in handlers only
+        session = ctypes.c_void_p(library.fuse_get_context().contents.fuse)
+        self.core.leave = lambda: library.fuse_exit(session)
         self.core.started()
         return 0
 

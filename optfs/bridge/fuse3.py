@@ -52,6 +52,9 @@ class Fuse3(Handlers, mfusepy.FUSE):  # type: ignore[misc]  # mfusepy isn't foll
         settings = config.contents
         settings.use_ino = 1
         settings.nullpath_ok = 1
+        library = mfusepy._libfuse  # the binding's own handle; its `fuse_exit` works in handlers only
+        session = ctypes.c_void_p(library.fuse_get_context().contents.fuse)
+        self.core.leave = lambda: library.fuse_exit(session)
         self.core.started()
         return 0
 

@@ -63,6 +63,8 @@ class Core:
         self.kernel = kernel
         self.reporter = reporter
         self.started = started
+        # Set by the binding before `started` is called: asks libfuse's loop to end after its next request. Not to be called once it has ended.
+        self.leave: Callable[[], object] = lambda: None
 
 
 class Handlers:

@@ -1,14 +1,14 @@
 """One mount from its beginning to its end: checks, options, the thread that libfuse runs in, readiness, and stopping.
 
-libfuse's loop runs in a thread of its own, and `Session.run` waits in the caller's. So Python's signal handlers run at once (the interpreter runs
-them in the main thread only), and neither the bindings, which reset SIGINT in the main thread only, nor libfuse, which replaces default
-handlers only, take them away: install handlers for SIGINT, SIGTERM and SIGHUP before `run`.
+libfuse's loop runs in a thread of its own, and `Session.run` waits in the caller's. So Python's signal handlers run at once (the
+interpreter runs them in the main thread only), and neither the bindings, which reset SIGINT in the main thread only, nor libfuse, which
+replaces default handlers only, take them away: install handlers for SIGINT, SIGTERM and SIGHUP before `run`.
 
-A mount is in one of these states: not begun; `started` (the kernel has opened the connection); ended. `stop` may be called in any of them, by any
-thread or signal handler. A mount that is in use is unmounted lazily, and its connection is cut where the kernel lets us, so that `run`
-returns; where it doesn't, `run` returns once the last user is gone, and the end of the process cuts the connection.
+A mount is in one of these states: not begun; started (the kernel has opened the connection); ended. `stop` may be called in any of them, by
+any thread. A mount that is in use is left by libfuse's loop, which closes the connection: its users get ENOTCONN, and `run` returns.
 """
 
+import contextlib
 import logging
 import os
 import re
@@ -38,6 +38,8 @@ ATTRIBUTE_SECONDS = 1.0
 
 MARGIN_SECONDS = 2.0
 """How long an answer may take from a handler to the kernel on a busy machine."""
+
+_LEAVE_SECONDS = 3.0  # for handlers that wait for the network; then the mount is at least taken out of sight
 
 _START_SECONDS = 30.0  # until libfuse has mounted or has failed: one system call, or one helper
 
@@ -70,11 +72,11 @@ class Session:
         self._options = options
         self._started = threading.Event()
         self._changed = threading.Event()
-        # Written by the loop's thread before it sets _changed for the last time.
-        self._ended = False
+        self._ended = threading.Event()
+        # Written by the loop's thread before it sets _ended.
         self._error: BaseException | None = None
-        # `major:minor` of the mount, once started: names its connection and its readahead in sysfs.
-        self._device: str | None = None
+        # Written by `run` before the loop's thread starts.
+        self._core: Core | None = None
 
     @property
     def mountpoint(self) -> str:
@@ -95,7 +97,7 @@ class Session:
         lifetime = min(ATTRIBUTE_SECONDS, self._options.listing_ttl) if sys.platform.startswith("linux") else 0.0
         # The kernel's clock starts when it takes the answer, so what it was told is remembered for longer than it believes it.
         kernel = KernelCache(lifetime + MARGIN_SECONDS if lifetime else 0.0, time.monotonic)
-        core = Core(self._filesystem, kernel, ErrorReporter(), self._on_start)
+        core = self._core = Core(self._filesystem, kernel, ErrorReporter(), self._on_start)
         options = self._libfuse_options(lifetime)
 
         def loop() -> None:
@@ -104,7 +106,7 @@ class Session:
             except BaseException as error:  # noqa: BLE001 - told to whoever waits in `run`
                 self._error = error
             finally:
-                self._ended = True
+                self._ended.set()
                 self._changed.set()
 
         thread = threading.Thread(target=loop, name="fuse-loop", daemon=True)
@@ -116,29 +118,31 @@ class Session:
             raise MountError(_refusal(self._mountpoint, said.text, self._error))
         if said.text:  # what other threads logged meanwhile
             os.write(2, said.text.encode())
-        self._note_device()
+        self._widen_readahead()
         on_ready()
         thread.join()
         if self._error is not None:
             logger.warning("the mount at %s ended: %s", self._mountpoint, self._error)
 
     def stop(self) -> None:
-        """Unmount, lazily where the mount is in use, and make `run` return."""
-        if not self._started.is_set() or self._ended:
+        """Unmount and make `run` return, also while the mount is in use; returns before `run` does where a handler still waits."""
+        if not self._started.is_set() or self._ended.is_set():
             return
         try:
             mounts.unmount(self._mountpoint)
         except MountError as busy:
             if mounts.find(self._mountpoint) is None:
                 return
-            logger.info("%s; it is taken out of sight", busy.message)
+            logger.info("%s; its users lose it", busy.message)
         else:
             return
-        try:
-            mounts.unmount(self._mountpoint, lazy=True)
-        except MountError as error:
-            logger.warning("%s", error.message)
-        self._cut()
+        assert self._core is not None
+        self._core.leave()
+        with contextlib.suppress(OSError):
+            os.statvfs(self._mountpoint)  # a request, after which the loop looks whether it is to end; libfuse then unmounts lazily
+        if not self._ended.wait(_LEAVE_SECONDS):
+            with contextlib.suppress(MountError):
+                mounts.unmount(self._mountpoint, lazy=True)
 
     def _on_start(self) -> None:
         self._started.set()
@@ -164,24 +168,14 @@ class Session:
             options["allow_other"] = True
         return options
 
-    def _note_device(self) -> None:
+    def _widen_readahead(self) -> None:
         found = mounts.find(self._mountpoint)
         if found is None:
             return
-        self._device = found.device
         try:
             Path(f"/sys/class/bdi/{found.device}/read_ahead_kb").write_text(f"{READ_AHEAD_KIB}\n", encoding="ascii")
         except OSError as error:  # only root may
             logger.debug("the kernel's readahead stays as it is: %s", error)
-
-    def _cut(self) -> None:
-        """Cut the connection, whose number is the device's minor (Documentation/filesystems/fuse.rst)."""
-        if self._device is None:
-            return
-        try:
-            Path(f"/sys/fs/fuse/connections/{self._device.partition(':')[2]}/abort").write_text("1\n", encoding="ascii")
-        except OSError as error:
-            logger.debug("the connection can't be cut before its last user is gone: %s", error)
 
 
 def serve(filesystem: FileSystem, mountpoint: str, options: MountOptions, on_ready: Callable[[], None]) -> None:

@@ -1,6 +1,7 @@
 # ruff: noqa: PTH208 - the tests make the system calls themselves
 """What programs see while the service fails, and that all recovers without a remount."""
 
+import contextlib
 import errno
 import os
 import signal
@@ -90,12 +91,13 @@ def test_a_mount_in_use_ends_when_it_is_told_to(mounting: Mounting, services: Se
     """SIGTERM; the open file fails from then on, and the process ends (checked by the helper)."""
     services.put(KEY, b"x" * 1000)
     mount = mounting(services)
-    fd = os.open(mount.account / KEY, os.O_RDONLY)
-    try:
+    with (mount.account / KEY).open("rb", buffering=0) as file:
         mount.close()
         assert mounts.find(mount.path) is None
-    finally:
-        os.close(fd)
+        with fails_with(errno.ENOTCONN, errno.EIO, errno.ECONNABORTED):
+            file.read(10)
+        with contextlib.suppress(OSError):
+            file.close()  # tells of the lost connection as well
 
 
 def test_a_mount_point_left_by_a_killed_process_is_recovered(mounting: Mounting, services: Services) -> None:
