@@ -257,7 +257,10 @@ class Blocks:
                 del self._flights[part]
 
     def _insert(self, part: Part, view: memoryview, *, read: bool) -> None:
-        if self._closed or part in self._read or part in self._ahead:
+        if part in self._read or part in self._ahead:
+            return
+        if self._closed:
+            self._counters.unused_bytes += 0 if read else part[2]
             return
         self._taken += part[2]
         if read:

@@ -210,20 +210,20 @@ class OpenFile:
         with self._lock:
             sequence.note(offset, end)
             ahead = list(sequence.ahead(cap))
-            passed, ended = self._pass(), sequence.ended
+            passed, ended = self._pass(min(offset, sequence.frontier)), sequence.ended
         for begin in passed:
             self._blocks.drop(self._part(begin))
         if ended:
             self._files.leave(self)
         return ahead
 
-    def _pass(self) -> range:
-        """Return the blocks that the stream has passed since the last time; one behind its own is kept for requests that come late."""
+    def _pass(self, edge: int) -> range:
+        """Return the blocks that the stream, now at `edge`, has passed; the one behind is kept for requests that come late."""
         sequence, block = self._sequence, self._block
         if not sequence.streaming:
             return range(0)
         first = -(-sequence.origin // block) * block
-        stop = sequence.frontier - sequence.frontier % block - block
+        stop = edge - edge % block - block
         if not first <= self._passed <= max(first, stop):
             self._passed = first
         passed = range(self._passed, stop, block)

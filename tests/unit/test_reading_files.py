@@ -1,0 +1,472 @@
+"""Open files over a store in memory: bytes, requests, what is shared, and what failures do."""
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from optfs.errors import AccessDenied, DeadlineExceeded, OptfsError, ServiceError, ServiceUnavailable, VersionGone
+from optfs.reading.blocks import FAILURE_HOLDS, FRESH
+from optfs.reading.files import OpenFile
+from optfs.reading.readahead import BLOCK, PIECE
+from optfs.values import KiB, MiB, ObjectInfo
+from tests.support.reading import PATIENCE, FakeCache, FakeStore, HandClock, check, contents, info, nothing_follows, reading, until
+
+BIG = info("big", 64 * MiB + 12345)
+
+
+def stream(file: OpenFile, start: int, stop: int, step: int = MiB) -> None:
+    """Read one piece after the other, and compare."""
+    for offset in range(start, stop, step):
+        check(file, offset, min(step, stop - offset))
+
+
+def started(call: object, *arguments: object) -> threading.Thread:
+    """Run a call in a thread."""
+    assert callable(call)
+    thread = threading.Thread(target=call, args=arguments, daemon=True)
+    thread.start()
+    return thread
+
+
+def ended(*threads: threading.Thread) -> None:
+    """Wait for threads."""
+    for thread in threads:
+        thread.join(PATIENCE)
+        assert not thread.is_alive()
+
+
+def test_a_small_file_comes_whole_in_one_request_of_its_exact_size() -> None:
+    """However little of it is asked for."""
+    store = FakeStore()
+    with reading(store) as files:
+        file = files.open(info("small", 300 * KiB + 1), nothing_follows)
+        check(file, 300 * KiB - 7, 100)
+        check(file, 0, 4)
+        check(file, 0, MiB)
+        assert file.read(300 * KiB + 1, 10) == []
+    assert store.requests == [("small", 0, 300 * KiB + 1)]
+
+
+def test_an_empty_file_needs_no_request() -> None:
+    """There is nothing to fetch."""
+    store = FakeStore()
+    with reading(store) as files:
+        assert files.open(info("empty", 0), nothing_follows).read(0, 100) == []
+    assert store.requests == []
+
+
+@pytest.mark.parametrize("step", [128 * KiB, MiB, 5 * MiB, 100 * MiB])
+def test_a_stream_fetches_each_block_once_and_nothing_else(step: int) -> None:
+    """Its requests are the file's blocks, the last of its exact length; all is used."""
+    store = FakeStore()
+    with reading(store) as files:
+        file = files.open(BIG, nothing_follows)
+        stream(file, 0, BIG.size, step)
+        file.close()
+        assert files.close(PATIENCE)
+        counters = files.counters()
+    blocks = [("big", begin, min(BLOCK, BIG.size - begin)) for begin in range(0, BIG.size, BLOCK)]
+    assert sorted(store.requests) == blocks
+    assert (counters.read_bytes, counters.fetched_bytes) == (BIG.size, BIG.size)
+    assert (counters.unused_bytes, counters.fresh_bytes) == (0, 0)
+
+
+def test_blocks_that_a_stream_passed_are_given_up() -> None:
+    """A stream holds its window, not the memory's limit."""
+    with reading(FakeStore()) as files:
+        file = files.open(info("long", 300 * MiB), nothing_follows)
+        stream(file, 0, 300 * MiB, 4 * MiB)
+        assert files.counters().resident_bytes <= 8 * BLOCK
+
+
+def test_first_bytes_of_a_block_are_handed_out_before_the_rest_has_arrived() -> None:
+    """A stream's first MiB waits for one MiB."""
+    store = FakeStore()
+    store.partial = MiB
+    store.gate.clear()
+    with reading(store) as files:
+        file = files.open(BIG, nothing_follows)
+        check(file, 0, MiB)
+        late = started(check, file, MiB, 1)
+        assert not store.gate.is_set()
+        assert late.is_alive()
+        store.gate.set()
+        ended(late)
+
+
+def test_views_stay_as_they_are_while_buffers_are_used_again() -> None:
+    """What a reader still holds is never overwritten."""
+    with reading(FakeStore(), memory=64 * MiB) as files:
+        file = files.open(info("long", 200 * MiB), nothing_follows)
+        kept = [(offset, file.read(offset, MiB)) for offset in range(0, 200 * MiB, MiB)]
+        for offset, views in kept:
+            assert b"".join(views) == contents("long", offset, MiB)
+            assert all(view.readonly for view in views)
+
+
+def test_readers_of_one_block_share_one_request() -> None:
+    """However many come while it is on its way."""
+    store = FakeStore()
+    store.gate.clear()
+    with reading(store) as files:
+        threads = [started(check, files.open(info("small", MiB), nothing_follows), at * KiB, KiB) for at in range(16)]
+        until(lambda: len(store.requests) == 1)
+        store.gate.set()
+        ended(*threads)
+    assert len(store.requests) == 1
+
+
+def test_random_reads_fetch_the_pieces_they_touch_adjacent_ones_by_one_request() -> None:
+    """Pieces in memory are left out."""
+    store = FakeStore()
+    with reading(store) as files:
+        file = files.open(BIG, nothing_follows)
+        check(file, 20 * MiB + 5, 10)
+        check(file, 30 * MiB - 10, 300 * KiB)  # crosses no block, touches four pieces
+        check(file, 20 * MiB - 1, 2)  # crosses into a block; the second piece is there
+        check(file, BIG.size - 8, 8)
+    assert store.requests == [
+        ("big", 20 * MiB, PIECE),
+        ("big", 30 * MiB - PIECE, 4 * PIECE),
+        ("big", 20 * MiB - PIECE, PIECE),
+        ("big", 64 * MiB, 12345),
+    ]
+
+
+def test_a_piece_in_the_middle_splits_a_run_in_two() -> None:
+    """What is there isn't fetched again."""
+    store = FakeStore()
+    with reading(store) as files:
+        file = files.open(BIG, nothing_follows)
+        check(file, 40 * MiB + 2 * PIECE, 1)
+        check(file, 40 * MiB, 5 * PIECE)
+    assert sorted(store.requests[1:]) == [("big", 40 * MiB, 2 * PIECE), ("big", 40 * MiB + 3 * PIECE, 2 * PIECE)]
+
+
+def test_two_reads_in_a_row_elsewhere_become_a_stream_of_runs_and_blocks() -> None:
+    """From there on nothing is fetched twice."""
+    store = FakeStore()
+    with reading(store) as files:
+        file = files.open(BIG, nothing_follows)
+        stream(file, 21 * MiB, BIG.size)
+    covered = sorted((start, start + length) for _, start, length in store.requests)
+    assert covered[0][0] == 21 * MiB
+    assert covered[-1][1] == BIG.size
+    assert all(one[1] == other[0] for one, other in pairwise(covered))
+    assert len(covered) <= 16
+
+
+def test_a_demand_overtakes_fetches_ahead_and_takes_its_own_out_of_their_queue() -> None:
+    """A block that is queued ahead is fetched at once when a reader comes, and once."""
+    store = FakeStore()
+    store.gated = lambda _info, start: start == BLOCK  # what is fetched ahead first holds the only thread for such
+    store.gate.clear()
+    with reading(store, threads=3) as files:
+        file = files.open(BIG, nothing_follows)
+        stream(file, 0, 2 * MiB)
+        until(lambda: ("big", BLOCK, BLOCK) in store.requests)
+        assert ("big", 2 * BLOCK, BLOCK) not in store.requests
+        check(file, 2 * BLOCK, MiB)
+        store.gate.set()
+    assert store.requests.count(("big", 2 * BLOCK, BLOCK)) == 1
+
+
+def test_closing_a_file_cancels_what_is_queued_ahead_of_it() -> None:
+    """What runs goes on; the others are never asked for, and their room is free."""
+    store = FakeStore()
+    store.gated = lambda _info, start: start == BLOCK
+    store.gate.clear()
+    with reading(store, threads=3) as files:
+        file = files.open(BIG, nothing_follows)
+        stream(file, 0, 2 * MiB)
+        until(lambda: ("big", BLOCK, BLOCK) in store.requests)
+        file.close()
+        assert files.counters().resident_bytes <= 2 * BLOCK
+        store.gate.set()
+        assert files.close(PATIENCE)
+    assert len(store.requests) == 2
+
+
+def test_a_failure_is_the_answer_for_a_moment_and_then_tried_anew() -> None:
+    """The kernel asks for every page of a failed readahead: one request, many answers."""
+    store, clock = FakeStore(), HandClock()
+    store.fail = lambda _info, _start: ServiceUnavailable("down")
+    with reading(store, clock=clock) as files:
+        file = files.open(info("small", MiB), nothing_follows)
+        for _ in range(20):
+            with pytest.raises(ServiceUnavailable, match="down"):
+                file.read(0, 4 * KiB)
+        assert len(store.requests) == 1
+        store.fail = lambda _info, _start: None
+        clock.now += FAILURE_HOLDS + 0.01
+        check(file, 0, 4 * KiB)
+
+
+def test_a_failure_ahead_is_silent_and_no_answer_to_a_reader() -> None:
+    """The reader tries for itself, at once."""
+    store, clock = FakeStore(), HandClock()
+    failures = [ServiceUnavailable("down")]
+    store.fail = lambda _info, start: failures.pop() if start == BLOCK and failures else None
+    with reading(store, clock=clock) as files:
+        file = files.open(BIG, nothing_follows)
+        check(file, 0, MiB)
+        until(lambda: not failures)
+        stream(file, MiB, BIG.size)
+    assert store.requests.count(("big", BLOCK, BLOCK)) == 2
+
+
+def test_a_reader_that_joined_a_fetch_ahead_tries_for_itself_when_that_fails() -> None:
+    """It had no say in when that began."""
+    store = FakeStore()
+    failures = [ServiceUnavailable("down")]
+    store.fail = lambda _info, start: failures.pop() if start == BLOCK and failures else None
+    store.gated = lambda _info, start: start == BLOCK
+    store.gate.clear()
+    with reading(store) as files:
+        file = files.open(BIG, nothing_follows)
+        check(file, 0, MiB)
+        until(lambda: ("big", BLOCK, BLOCK) in store.requests)
+        with ThreadPoolExecutor(1) as one:
+            joined = one.submit(check, file, BLOCK, MiB)
+            until(lambda: (flight := files.blocks.flight((("aws", "big", "1"), BLOCK, BLOCK))) is not None and flight.demanded)
+            store.gate.set()
+            joined.result(PATIENCE)
+    assert store.requests.count(("big", BLOCK, BLOCK)) == 2
+
+
+def test_bytes_that_arrived_before_a_failure_are_handed_out_and_no_others() -> None:
+    """A read is whole or an error."""
+    store = FakeStore()
+    store.partial = 100 * KiB
+    store.fail = lambda _info, _start: VersionGone("overwritten")
+    store.gate.clear()
+    with reading(store) as files:
+        file = files.open(info("small", MiB), nothing_follows)
+        check(file, 0, 100 * KiB)
+        with ThreadPoolExecutor(1) as one:
+            waiting = one.submit(file.read, 0, 100 * KiB + 1)
+            store.gate.set()
+            with pytest.raises(VersionGone):
+                waiting.result(PATIENCE)
+
+
+def test_what_is_cached_of_a_version_that_is_gone_is_still_read() -> None:
+    """Only what isn't there is an error."""
+    store, cache = FakeStore(), FakeCache()
+    with reading(store, cache) as files:
+        stream(files.open(BIG, nothing_follows), 0, 5 * MiB)
+        until(lambda: len(cache.blocks) >= 2)
+    store.fail = lambda _info, _start: VersionGone("overwritten")
+    with reading(store, cache) as files:
+        file = files.open(BIG, nothing_follows)
+        check(file, 0, MiB)
+        check(file, 5 * MiB, 10)
+        with pytest.raises(VersionGone):
+            file.read(60 * MiB, 10)
+
+
+def test_versions_are_kept_apart_in_memory_and_cache() -> None:
+    """A new version of the same name and size is fetched anew."""
+    store, cache = FakeStore(), FakeCache()
+    with reading(store, cache) as files:
+        check(files.open(info("same", MiB, "1"), nothing_follows), 0, 10)
+        check(files.open(info("same", MiB, "2"), nothing_follows), 0, 10)
+        until(lambda: len(cache.blocks) == 2)
+    assert len(store.requests) == 2
+
+
+def test_a_reader_whose_worker_is_stuck_fails_at_its_deadline_and_the_next_at_once() -> None:
+    """A store that never answers costs a program one timeout, not one a page."""
+    store = FakeStore()
+    store.gate.clear()
+    clock = HandClock()
+    with reading(store, timeout=30.0, clock=clock) as files:
+        file = files.open(info("small", MiB), nothing_follows)
+        with ThreadPoolExecutor(1) as one:
+            waiting = one.submit(file.read, 0, 10)
+            until(lambda: len(store.requests) == 1)
+            clock.now += 31
+            with pytest.raises(DeadlineExceeded):
+                waiting.result(PATIENCE)
+        with pytest.raises(DeadlineExceeded):
+            file.read(0, 10)
+        assert len(store.requests) == 1
+
+
+@pytest.mark.log_errors
+def test_an_unforeseen_exception_ends_the_read_with_an_error() -> None:
+    """A bug in a store is logged, and no reader hangs."""
+    store = FakeStore()
+
+    def bug(_info: ObjectInfo, _start: int) -> OptfsError | None:
+        raise ValueError("a bug")
+
+    store.fail = bug
+    with reading(store) as files, pytest.raises(ServiceError, match="see the log"):
+        files.open(info("small", MiB), nothing_follows).read(0, 10)
+
+
+def test_a_second_mount_reads_a_stream_from_the_cache_without_a_request() -> None:
+    """Blocks, each as it was fetched."""
+    store, cache = FakeStore(), FakeCache()
+    with reading(store, cache) as files:
+        stream(files.open(BIG, nothing_follows), 0, BIG.size)
+        until(lambda: sum(map(len, cache.blocks.values())) == BIG.size)
+    fetched = len(store.requests)
+    with reading(store, cache) as files:
+        stream(files.open(BIG, nothing_follows), 0, BIG.size)
+        assert files.close(PATIENCE)
+        counters = files.counters()
+    assert len(store.requests) == fetched
+    assert (counters.disk_bytes, counters.fetched_bytes) == (BIG.size, 0)
+
+
+def test_random_reads_are_cut_out_of_cached_blocks() -> None:
+    """A stream before makes random reads free."""
+    store, cache = FakeStore(), FakeCache()
+    with reading(store, cache) as files:
+        stream(files.open(BIG, nothing_follows), 0, BIG.size)
+        until(lambda: sum(map(len, cache.blocks.values())) == BIG.size)
+    fetched = len(store.requests)
+    with reading(store, cache) as files:
+        file = files.open(BIG, nothing_follows)
+        check(file, BIG.size - 8, 8)
+        check(file, 30 * MiB - 10, 300 * KiB)
+        check(file, 28 * MiB, 10)
+        assert files.counters().disk_hits <= 3
+    assert len(store.requests) == fetched
+
+
+def test_cached_pieces_and_missing_ones_make_one_read() -> None:
+    """Only the missing are fetched, adjacent ones by one request."""
+    store, cache = FakeStore(), FakeCache()
+    with reading(store, cache) as files:
+        check(files.open(BIG, nothing_follows), 40 * MiB + 2 * PIECE, 1)
+        until(lambda: len(cache.blocks) == 1)
+    with reading(store, cache) as files:
+        check(files.open(BIG, nothing_follows), 40 * MiB, 5 * PIECE)
+        until(lambda: len(cache.blocks) == 5)
+        assert files.counters().disk_bytes == PIECE
+    assert store.requests[1:] == [("big", 40 * MiB, 2 * PIECE), ("big", 40 * MiB + 3 * PIECE, 2 * PIECE)]
+
+
+def test_files_of_a_walk_are_fetched_before_they_are_read_and_few_in_vain() -> None:
+    """A folder among others, read in order: the next files are there, and its end is respected."""
+    store = FakeStore()
+    tree = [info(f"date={date}/part-{at:04}", 100 * KiB) for date in range(3) for at in range(200)]
+    with reading(store) as files:
+        for at in range(200):
+            file = files.open(tree[at], lambda count, at=at: tree[at + 1 : at + 1 + count])  # type: ignore[misc]  # mypy can't type defaults of lambdas
+            check(file, 0, MiB)
+            file.close()
+        assert files.close(PATIENCE)
+        counters = files.counters()
+    assert len(store.requests) == len(set(store.requests)) <= 220
+    assert counters.unused_bytes + counters.fresh_bytes <= 20 * 100 * KiB
+
+
+def test_a_file_opened_but_not_read_fetches_nothing() -> None:
+    """What the kernel's page cache answers needs no walk."""
+    store = FakeStore()
+    tree = [info(f"part-{at:04}", 100 * KiB) for at in range(50)]
+    with reading(store) as files:
+        for at in range(20):
+            files.open(tree[at], lambda count, at=at: tree[at + 1 : at + 1 + count]).close()  # type: ignore[misc]  # as above
+    assert store.requests == []
+
+
+def test_abandoned_fetches_ahead_make_room_after_a_while() -> None:
+    """Memory full of blocks that nobody read doesn't end readahead for good."""
+    store, clock = FakeStore(), HandClock()
+    with reading(store, memory=16 * MiB, clock=clock) as files:
+        block = files.block
+        for at in range(64):
+            files.fetcher.ahead(info(f"abandoned-{at}", block), ((("aws", f"abandoned-{at}", "1"), 0, block),))
+        until(lambda: files.counters().fresh_bytes == 16 * MiB)
+        late = info("late", block)
+        part = (("aws", "late", "1"), 0, block)
+        assert files.fetcher.ahead(late, (part,)) is False
+        clock.now += FRESH + 1
+        assert files.fetcher.ahead(late, (part,)) is not False
+        assert files.counters().unused_bytes == block
+
+
+@pytest.mark.parametrize("memory", [1, 2 * MiB, 8 * MiB])
+def test_many_readers_with_little_memory_all_get_their_bytes(memory: int) -> None:
+    """No reader waits for another that waits for it."""
+    store = FakeStore()
+    with reading(store, FakeCache(), memory=memory, threads=6) as files, ThreadPoolExecutor(64) as readers:
+
+        def run(number: int) -> None:
+            file = files.open(info(f"file-{number % 32}", 2 * MiB + 17), nothing_follows)
+            if number % 2:
+                stream(file, 0, file.info.size, 256 * KiB)
+            else:
+                for at in range(6):
+                    check(file, (at * 7 + number) * 64 * KiB % file.info.size, 200 * KiB)
+            file.close()
+
+        for done in [readers.submit(run, number) for number in range(64)]:
+            done.result(100)
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    st.lists(st.tuples(st.integers(0, 3), st.integers(0, 12 * MiB), st.integers(1, 2 * MiB), st.booleans()), min_size=1, max_size=40),
+    st.sampled_from([2 * MiB, 8 * MiB, 32 * MiB]),
+)
+def test_any_reads_return_the_right_bytes_within_the_bound_on_memory(reads: list[tuple[int, int, int, bool]], memory: int) -> None:
+    """Blocks, buffers being filled and buffers kept never pass it, whatever is read in which order, and all of it adds up at the end."""
+    store = FakeStore()
+    sizes = [100, 3 * MiB, 9 * MiB + 1, 12 * MiB]
+    peaks: list[int] = []
+    with reading(store, memory=memory) as files:
+
+        def measure(_info: ObjectInfo, _start: int) -> OptfsError | None:
+            peaks.append(files.counters().resident_bytes)
+            return AccessDenied("no") if len(peaks) % 17 == 16 else None
+
+        store.fail = measure
+        opened = [files.open(info(f"file-{at}", size), nothing_follows) for at, size in enumerate(sizes)]
+        for number, offset, length, sequential in reads:
+            file = opened[number]
+            for at in range(3 if sequential else 1):
+                try:
+                    views = file.read(offset + at * length, length)
+                except AccessDenied:
+                    continue
+                size = max(0, min(length, file.info.size - offset - at * length))
+                assert b"".join(views) == contents(file.info.key, offset + at * length, size)
+        for file in opened:
+            file.close()
+        peaks.append(files.counters().resident_bytes)
+        assert max(peaks) <= memory
+        assert files.close(PATIENCE)
+        assert (files.counters().resident_bytes, files.counters().fresh_bytes) == (0, 0)
+
+
+def test_reads_after_the_end_fail_and_do_not_hang() -> None:
+    """A mount that ends answers."""
+    with reading(FakeStore()) as files:
+        file = files.open(info("small", MiB), nothing_follows)
+        assert files.close(PATIENCE)
+        with pytest.raises(ServiceUnavailable):
+            file.read(0, 1)
+
+
+def test_threads_of_one_handle_read_a_stream_out_of_order() -> None:
+    """Four at a time, in any order among them: each block is still fetched once, and ahead of them."""
+    store = FakeStore()
+    with reading(store) as files, ThreadPoolExecutor(4) as readers:
+        file = files.open(BIG, nothing_follows)
+        check(file, 0, MiB)
+        for first in range(1, 61, 4):
+            for done in [readers.submit(check, file, (first + at) * MiB, MiB) for at in (2, 0, 3, 1)]:
+                done.result(PATIENCE)
+        assert files.close(PATIENCE)
+    assert len(store.requests) == len(set(store.requests)) >= 16
+    assert {length for _, _, length in store.requests} <= {BLOCK, 12345}

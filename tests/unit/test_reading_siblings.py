@@ -1,0 +1,149 @@
+"""The policy that fetches files ahead of a walk."""
+
+from collections.abc import Iterable
+
+import pytest
+
+from optfs.reading.siblings import WIDEST, Walks
+from optfs.values import MiB, ObjectInfo
+from tests.support.reading import info
+
+BLOCK = 4 * MiB
+
+
+class Reader:
+    """Reads files of a tree, and fetches ahead what the policy wants."""
+
+    def __init__(self, tree: list[ObjectInfo], budget: int = 1024 * MiB) -> None:
+        self.tree = tree
+        self.walks = Walks(BLOCK, budget)
+        self.read_files: set[int] = set()
+        self.fetched: list[ObjectInfo] = []
+
+    def read(self, at: int) -> list[ObjectInfo]:
+        """Read a file; return what is fetched for that."""
+        self.read_files.add(at)
+        noted = self.walks.note(self.tree[at])
+        if noted is None:
+            return []
+        walk, position, count = noted
+        walk.learn(position, self.tree[at + 1 : at + 1 + count] if count else [])
+        found = [file for _, file in self.walks.wanted(walk)]
+        self.fetched += found
+        return found
+
+    def unused(self) -> int:
+        """Return how many files were fetched and not read."""
+        read = {self.tree[at].key for at in self.read_files}
+        return len({file.key for file in self.fetched} - read)
+
+
+def folders(count: int, files: int, size: int = MiB) -> list[ObjectInfo]:
+    """Return the files of dates in walk order."""
+    return [info(f"v1/date={date:03}/part-{file:04}", size) for date in range(count) for file in range(files)]
+
+
+def partitions(dates: int, experiments: int) -> list[ObjectInfo]:
+    """Return one file in each experiment of each date."""
+    return [info(f"v1/date={date:03}/experiment={at:03}/part-0", MiB) for date in range(dates) for at in range(experiments)]
+
+
+def test_one_file_is_no_walk_and_two_are() -> None:
+    """From the second file on the next two are fetched, then twice as many as before."""
+    reader = Reader(folders(1, 100))
+    assert [len(reader.read(at)) for at in range(3)] == [0, 2, 3]
+    assert [file.key for file in reader.fetched] == [file.key for file in reader.tree[2:7]]
+
+
+@pytest.mark.parametrize("count", [100, 1000])
+def test_a_walk_of_one_folder_among_others_wastes_less_than_a_tenth(count: int) -> None:
+    """`tar` of one folder stops at its end, though other folders follow; nothing is fetched twice."""
+    reader = Reader(folders(3, count))
+    for at in range(count):
+        reader.read(at)
+    assert len({file.key for file in reader.fetched}) == len(reader.fetched) >= count - 5
+    assert reader.unused() <= count // 10
+
+
+def test_a_walk_of_one_date_of_single_files_wastes_less_than_a_tenth() -> None:
+    """Crossing experiments says nothing of crossing dates."""
+    reader = Reader(partitions(5, 41))
+    for at in range(41):
+        reader.read(at)
+    assert reader.unused() <= 4
+    assert len(reader.fetched) >= 35
+
+
+def test_a_walk_over_many_dates_is_fetched_ahead_across_their_ends() -> None:
+    """Once enough dates were walked to their ends, the window is as wide there as elsewhere."""
+    tree = partitions(20, 10)
+    reader = Reader(tree)
+    for at in range(150):
+        reader.read(at)
+    assert tree[149 + WIDEST - 1] in reader.fetched
+
+
+def test_readers_side_by_side_share_a_walk() -> None:
+    """Four threads read files out of order by a few places."""
+    reader = Reader(folders(1, 200))
+    order = [at + shift for at in range(0, 200, 4) for shift in (2, 0, 3, 1)]
+    for at in order:
+        reader.read(at)
+    assert len(reader.fetched) >= 180
+
+
+def test_walks_at_the_same_time_do_not_end_one_another() -> None:
+    """Several folders read by several threads are fetched ahead each."""
+    reader = Reader(folders(4, 100))
+    for at in range(100):
+        for folder in range(4):
+            reader.read(folder * 100 + at)
+    assert len(reader.fetched) >= 4 * 90
+
+
+def test_a_broken_order_stops_fetching_ahead() -> None:
+    """A jump beyond a few files ends the walk; the next file alone is none."""
+    reader = Reader(folders(1, 400))
+    for at in range(20):
+        reader.read(at)
+    assert reader.read(19 + 30) == []
+    assert reader.read(300) == []
+
+
+def test_reading_a_file_again_fetches_nothing() -> None:
+    """A second reader of a file that was read says nothing of the order."""
+    reader = Reader(folders(1, 100))
+    for at in range(10):
+        reader.read(at)
+    assert reader.read(5) == []
+    assert reader.read(9) == []
+    assert reader.read(10) != []
+
+
+def test_random_opens_fetch_nothing() -> None:
+    """Files far from one another are no walk."""
+    reader = Reader(folders(1, 1000))
+    fetched: Iterable[ObjectInfo] = [file for at in range(40) for file in reader.read(at * 377 % 1000)]
+    assert not list(fetched)
+
+
+def test_files_ahead_hold_no_more_bytes_than_the_budget() -> None:
+    """Of large files only first blocks count."""
+    reader = Reader(folders(1, 100, size=100 * MiB), budget=5 * BLOCK)
+    for at in range(30):
+        reader.read(at)
+        assert len({file.key for file in reader.fetched} - {reader.tree[done].key for done in reader.read_files}) <= 5
+    assert len(reader.fetched) >= 25
+
+
+def test_files_that_could_not_be_fetched_are_wanted_again() -> None:
+    """What had no room is asked for at the next file."""
+    reader = Reader(folders(1, 100))
+    for at in range(5):
+        reader.read(at)
+    noted = reader.walks.note(reader.tree[5])
+    assert noted is not None
+    walk = noted[0]
+    first = reader.walks.wanted(walk)
+    reader.walks.give_back(walk, first[0][0])
+    assert reader.walks.wanted(walk) == first
