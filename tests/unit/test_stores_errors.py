@@ -1,0 +1,175 @@
+"""What each service's own errors become, and how requests are addressed."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from optfs.credentials.protocol import AwsCredential, GcpCredential
+from optfs.demo.faults import Answer, Fault
+from optfs.demo.services import Services
+from optfs.errors import AccessDenied, AccessError, OptfsError, ServiceError, ServiceUnavailable, VersionGone
+from optfs.stores.counters import StoreCounters
+from optfs.stores.rejection import RejectedCredential
+from optfs.stores.s3 import S3Store
+from optfs.values import AccountRoot, Provider
+from tests.support.stores import ROOTS, DemoGround, HeldSource, demo_ground, find, list_all, read
+
+AWS_KEYS = AwsCredential("AKIAIOSFODNN7EXAMPLE", "secret", None, None)
+
+
+def xml(code: str, more: str = "") -> bytes:
+    """Return an error of S3."""
+    return f'<?xml version="1.0" encoding="UTF-8"?>\n<Error><Code>{code}</Code><Message>m</Message>{more}</Error>'.encode()
+
+
+def reasons(reason: str) -> bytes:
+    """Return an error of GCS."""
+    return json.dumps({"error": {"code": 1, "message": "m", "errors": [{"reason": reason}]}}).encode()
+
+
+def outcome(ground: DemoGround, kind: str, answer: Answer) -> OptfsError:
+    """Return what the store without retries raises for an answer to one request of a kind."""
+    ground.put("p", b"data")
+    info = find(ground.raw, "p")
+    ground.services.faults.add(Fault(lambda request: request.kind == kind, answer, 1))
+    with pytest.raises(OptfsError) as caught:
+        list_all(ground.raw) if kind == "list" else read(ground.raw, info)
+    return caught.value
+
+
+CASES: list[tuple[Provider, str, Answer, type[OptfsError], str]] = [
+    ("aws", "list", Answer(400, xml("ExpiredToken")), RejectedCredential, "credential"),
+    ("aws", "get", Answer(400, xml("ExpiredToken")), RejectedCredential, "credential"),
+    ("aws", "get", Answer(403, xml("InvalidAccessKeyId")), RejectedCredential, "credential"),
+    ("aws", "get", Answer(403, xml("SignatureDoesNotMatch")), RejectedCredential, "credential"),
+    ("aws", "get", Answer(400, xml("TokenRefreshRequired")), RejectedCredential, "credential"),
+    ("aws", "list", Answer(403, xml("AccessDenied")), AccessDenied, "optimizely-events-data/v1/account_id=123/"),
+    ("aws", "list", Answer(403), AccessDenied, "denies"),
+    ("aws", "list", Answer(404, xml("NoSuchBucket")), AccessDenied, "no bucket optimizely-events-data"),
+    ("aws", "get", Answer(404, xml("NoSuchBucket")), AccessDenied, "no bucket"),
+    ("aws", "get", Answer(404, xml("NoSuchKey")), VersionGone, "p was changed or deleted"),
+    ("aws", "get", Answer(412, xml("PreconditionFailed")), VersionGone, "open it again"),
+    ("aws", "get", Answer(416, xml("InvalidRange")), VersionGone, "open it again"),
+    ("aws", "list", Answer(301, xml("PermanentRedirect"), {"x-amz-bucket-region": "eu-central-1"}), ServiceError, "in eu-central-1"),
+    (
+        "aws",
+        "list",
+        Answer(400, xml("AuthorizationHeaderMalformed", "<Region>eu-west-1</Region>")),
+        ServiceError,
+        "in eu-west-1, not in us-east-1",
+    ),
+    ("aws", "list", Answer(400, xml("RequestTimeout")), ServiceUnavailable, "try again"),
+    ("aws", "get", Answer(503, xml("SlowDown")), ServiceUnavailable, "try again"),
+    ("aws", "list", Answer(400, xml("InvalidArgument")), ServiceError, "InvalidArgument"),
+    ("gcp", "list", Answer(401), RejectedCredential, "credential"),
+    ("gcp", "get", Answer(401), RejectedCredential, "credential"),
+    ("gcp", "list", Answer(403, reasons("forbidden")), AccessDenied, "optimizely-e3-123/v1/account_id=123/"),
+    ("gcp", "get", Answer(403, reasons("userRateLimitExceeded")), ServiceUnavailable, "try again"),
+    ("gcp", "list", Answer(403, reasons("rateLimitExceeded")), ServiceUnavailable, "try again"),
+    ("gcp", "list", Answer(400, reasons("required")), AccessDenied, "--gcs-user-project"),
+    ("gcp", "list", Answer(400, reasons("userProjectMissing")), AccessDenied, "--gcs-user-project"),
+    ("gcp", "list", Answer(404, reasons("notFound")), AccessDenied, "no bucket optimizely-e3-123"),
+    ("gcp", "get", Answer(404, reasons("notFound")), VersionGone, "open it again"),
+    ("gcp", "get", Answer(416), VersionGone, "open it again"),
+    ("gcp", "get", Answer(412), VersionGone, "open it again"),
+    ("gcp", "get", Answer(206, b"data", {"Content-Range": "bytes 0-3/4", "X-Goog-Generation": "7"}), VersionGone, "open it again"),
+    ("aws", "get", Answer(206, b"data", {"Content-Range": "bytes 0-3/4", "ETag": '"other"'}), VersionGone, "open it again"),
+    ("gcp", "list", Answer(400, reasons("invalid")), ServiceError, "invalid"),
+    ("gcp", "list", Answer(429), ServiceUnavailable, "try again"),
+]
+
+
+@pytest.mark.parametrize(("provider", "kind", "answer", "error", "text"), CASES)
+def test_a_services_errors_have_one_meaning_each(provider: Provider, kind: str, answer: Answer, error: type[OptfsError], text: str) -> None:
+    """The class says what is done about it, the message what the user can do, in one line."""
+    with demo_ground(provider) as ground:
+        raised = outcome(ground, kind, answer)
+    assert type(raised) is error
+    assert text in raised.message
+    assert "\n" not in raised.message
+
+
+@pytest.mark.parametrize(
+    ("provider", "answer", "wanted"),
+    [
+        ("aws", Answer(503, xml("SlowDown"), {"x-amz-request-id": "REQ7"}), ("503", "SlowDown", "REQ7")),
+        ("gcp", Answer(503, reasons("backendError"), {"X-GUploader-UploadID": "UP7"}), ("503", "backendError", "UP7")),
+    ],
+)
+def test_the_log_gets_what_support_asks_for(provider: Provider, answer: Answer, wanted: tuple[str, ...]) -> None:
+    """Status, code and the service's id of the request."""
+    with demo_ground(provider) as ground:
+        detail = outcome(ground, "get", answer).detail
+    assert [text for text in wanted if text not in detail] == []
+
+
+@pytest.mark.parametrize("provider", ["aws", "gcp"])
+def test_a_refusal_names_the_credential_that_was_used(provider: Provider) -> None:
+    """So that one which was replaced meanwhile isn't renewed once more. It isn't shown."""
+    with demo_ground(provider) as ground:
+        ground.put("p", b"data")
+        used = ground.source.held
+        ground.services.expire_credentials()
+        with pytest.raises(RejectedCredential) as caught:
+            list_all(ground.raw)
+        assert caught.value.credential is used
+        secret = used.secret_key if isinstance(used, AwsCredential) else used.token
+        assert secret not in repr(caught.value) + str(caught.value) + caught.value.detail
+
+
+def test_a_project_is_billed_only_when_asked_for() -> None:
+    """`userProject` is in each request or in none."""
+    for project in (None, "my-project"):
+        with Services(account="123") as services:
+            ground = DemoGround(services, "gcp", user_project=project)
+            ground.put("p", b"data")
+            read(ground.store, find(ground.store, "p"))
+            assert [entry.query.get("userProject") for entry in services.requests.entries()] == [project, project]
+            ground.store.close()
+
+
+@pytest.mark.parametrize(
+    ("bucket", "host", "path"),
+    [
+        ("optimizely-events-data", "optimizely-events-data.s3.us-east-1.amazonaws.com", ""),
+        ("with.dots", "s3.us-east-1.amazonaws.com", "/with.dots"),
+    ],
+)
+def test_amazon_is_addressed_by_the_buckets_host_name(bucket: str, host: str, path: str) -> None:
+    """Unless the certificate wouldn't cover it."""
+    root = AccountRoot("1", "aws", bucket, "v1/account_id=1/")
+    store = S3Store(root, HeldSource(root, lambda: AWS_KEYS), StoreCounters(), endpoint_url=None, timeout=30.0, user_agent="x")
+    assert (store._transport.host, store._path) == (host, path)
+    store.close()
+
+
+def test_a_credential_of_the_other_provider_is_refused() -> None:
+    """With an error, before anything is sent."""
+    with demo_ground("aws") as ground:
+        ground.source.held = GcpCredential("t", None)
+        with pytest.raises(AccessError, match="S3"):
+            list_all(ground.store)
+        assert ground.services.requests.count() == 0
+
+
+@pytest.mark.parametrize(
+    ("module", "unwanted"),
+    [
+        ("optfs.stores.gcs", ("botocore", "boto3", "google")),
+        ("optfs.stores.s3", ("boto3", "google", "botocore.client", "botocore.session")),
+    ],
+)
+def test_only_what_is_used_is_imported(module: str, unwanted: tuple[str, ...]) -> None:
+    """A mount must be ready in a second."""
+    program = f"import sys, {module}; print([name for name in {unwanted!r} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout.strip() == "[]"
+
+
+def test_roots_are_those_of_the_services() -> None:
+    """A store tells where its data lies."""
+    for provider in ROOTS:
+        with demo_ground(provider) as ground:
+            assert ground.store.root == ROOTS[provider]
