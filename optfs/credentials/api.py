@@ -5,29 +5,34 @@ Rules:
 - The token goes to the API's own host only: no redirect is followed, no `.netrc` replaces the header, http is accepted on loopback alone.
 - A request is tried a few times, with back-off and jitter, when the network or the service fails; `Retry-After` is honoured where it fits
   into the deadline. A refusal is never repeated here.
-- The whole exchange has a deadline, also against a body that trickles, and a body has a limit.
+- The whole exchange has a deadline, also against headers or a body that trickle (`credentials.watch`), and a body has a limit.
 - What an answer says about where the data lies is believed only if it names the documented bucket and the account's prefix.
 
-Facts about the API: Optimizely's documentation of the Experimentation Events Export. No lock; the renewal thread (and at start the main
-thread) is the only caller.
+Facts about the API: Optimizely's documentation of the Experimentation Events Export.
+
+Threads: one at a time fetches (at the start the caller's, then the renewal thread); any may close. Lock: `_lock`, a leaf, guards `_watch` and
+`_closed`; it is not held over a request.
 """
 
 import datetime
 import email.utils
 import json
 import logging
+import math
 import random
 import re
+import threading
 import time
 from collections.abc import Callable
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 import requests
 import requests.auth
 import urllib3.exceptions
 
 from optfs.credentials.protocol import AwsCredential, GcpCredential, Grant
+from optfs.credentials.watch import Watch
 from optfs.errors import AccessError, ConfigError, InvalidResponse, NoExport, OptfsError, ServiceError, ServiceUnavailable, TokenRefused
 from optfs.values import AccountRoot, Clock, Deadline, KiB, Provider
 
@@ -41,9 +46,11 @@ LIFETIME = 3600.0
 TRIES = 4
 LONGEST_BODY = 256 * KiB
 LONGEST_PAUSE = 8.0
+CONNECT_TIMEOUT = 10.0  # seconds: a SYN has been repeated three times by then
 FIRST_PAUSE = 0.2
 
 _ACCOUNT = re.compile(r"[A-Za-z0-9_-]{1,64}")
+_BUCKET = re.compile(r"[a-z0-9][a-z0-9._-]{1,220}[a-z0-9]")
 
 Pause = Callable[[float], bool]
 """Waits so many seconds; returns True when the wait was cut short because everything ends."""
@@ -93,13 +100,10 @@ class ApiClient:
             ConfigError: the URL isn't https, nor http on loopback.
 
         """
-        parts = urlsplit(base_url)
-        if parts.scheme not in ("https", "http") or not parts.hostname or parts.username is not None:
-            raise ConfigError("--api-url must be https://HOST/PATH")
-        if parts.scheme == "http" and parts.hostname not in ("127.0.0.1", "localhost", "::1"):
-            raise ConfigError("--api-url: a token isn't sent unencrypted; use https (http is for this computer alone)")
+        parts = _checked_url(base_url)
         self._base = base_url.rstrip("/")
-        self._host = parts.hostname
+        self._host = parts.hostname or ""
+        self._loopback = parts.scheme == "http"
         self._read_token = read_token
         self._account = account
         self._any_bucket = allow_any_bucket
@@ -108,9 +112,10 @@ class ApiClient:
         self._wall_clock = wall_clock
         self._pause = pause or _sleep
         self._dice = dice or random.Random()  # noqa: S311 - jitter
-        self._session = requests.Session()
-        if parts.scheme == "http":
-            self._session.trust_env = False  # no proxy for loopback
+        self._lock = threading.Lock()
+        # Guarded by _lock: both below.
+        self._watch: Watch | None = None
+        self._closed = False
 
     def fetch_aws(self, duration: float = LIFETIME) -> Grant:
         """Return AWS credentials that live `duration` seconds (900 … 3600), and where the data lies on S3.
@@ -119,7 +124,7 @@ class ApiClient:
             TokenRefused, NoExport, AccessError, ServiceUnavailable, InvalidResponse, ServiceError, ConfigError.
 
         """
-        body = self._exchange("/export/credentials", {"duration": f"{round(duration / 60)}m"})
+        body = self._exchange("/export/credentials", {"duration": _duration(duration)})
         credentials = body.get("credentials")
         if not isinstance(credentials, dict):
             raise InvalidResponse("the Authentication API's answer holds no credentials")
@@ -139,8 +144,12 @@ class ApiClient:
         return Grant(self._root("gcp", _text(body, "uri"), "gs"), credential)
 
     def close(self) -> None:
-        """Close idle connections."""
-        self._session.close()
+        """End a request that is under way, and refuse further ones."""
+        with self._lock:
+            self._closed = True
+            watch = self._watch
+        if watch is not None:
+            watch.end()
 
     def _exchange(self, path: str, query: dict[str, str]) -> dict[str, Any]:
         deadline = Deadline.after(self._clock, self._timeout)
@@ -163,33 +172,53 @@ class ApiClient:
     def _try(self, path: str, query: dict[str, str], token: str, deadline: Deadline) -> dict[str, Any]:
         # A third of the time for one try leaves time for another on a new connection.
         wait = max(0.05, min(deadline.remaining(), self._timeout / 3))
-        try:
-            with self._session.get(
+        with Watch(wait) as watch:
+            self._begin(watch)
+            try:
+                response, body = self._get(watch, path, query, token, (min(wait, CONNECT_TIMEOUT), wait))
+            except (requests.exceptions.RequestException, urllib3.exceptions.HTTPError, OSError) as error:
+                raise self._unreachable(error, ended=watch.ended) from error
+            if watch.ended:
+                raise ServiceUnavailable(f"{self._host} takes too long to answer; check the network")
+        if response.status_code == 200:
+            return _json_object(body)
+        raise self._refusal(response, body, token)
+
+    def _begin(self, watch: Watch) -> None:
+        with self._lock:
+            if self._closed:
+                raise ServiceUnavailable("the mount is ending")
+            self._watch = watch
+
+    def _get(
+        self, watch: Watch, path: str, query: dict[str, str], token: str, timeouts: tuple[float, float]
+    ) -> tuple[requests.Response, bytes]:
+        with watch.session() as session:
+            session.trust_env = not self._loopback  # a proxy of the environment must not see a token that is meant for loopback
+            with session.get(
                 self._base + path,
                 params=query,
                 auth=_Bearer(token),
-                headers={"Accept": "application/json", "Connection": "close"},
-                timeout=(wait, wait),
+                headers={"Accept": "application/json", "Accept-Encoding": "identity", "Connection": "close"},
+                timeout=timeouts,
                 allow_redirects=False,
                 stream=True,
             ) as response:
-                body = _limited(response, deadline)
-        except requests.exceptions.SSLError as error:
-            raise ServiceError(
+                return response, _limited(response)
+
+    def _unreachable(self, error: Exception, *, ended: bool) -> ServiceError:
+        if isinstance(error, requests.exceptions.SSLError):
+            return ServiceError(
                 f"the certificate of {self._host} can't be verified; if a proxy replaces certificates, set REQUESTS_CA_BUNDLE",
                 detail=str(error),
-            ) from error
-        except (requests.exceptions.Timeout, urllib3.exceptions.TimeoutError) as error:
-            raise ServiceUnavailable(f"{self._host} doesn't answer; check the network", detail=str(error)) from error
-        except (requests.exceptions.RequestException, urllib3.exceptions.HTTPError, OSError) as error:
-            raise ServiceUnavailable(f"{self._host} can't be reached; check the network", detail=str(error)) from error
-        if response.status_code == 200:
-            return _json_object(body)
-        raise self._refusal(response, body)
+            )
+        if ended or isinstance(error, requests.exceptions.Timeout | urllib3.exceptions.TimeoutError):
+            return ServiceUnavailable(f"{self._host} doesn't answer in time; check the network", detail=str(error))
+        return ServiceUnavailable(f"{self._host} can't be reached; check the network", detail=str(error))
 
-    def _refusal(self, response: requests.Response, body: bytes) -> OptfsError:
+    def _refusal(self, response: requests.Response, body: bytes, token: str) -> OptfsError:
         status = response.status_code
-        said = _error_fields(body)
+        said = {name: text.replace(token, "***") for name, text in _error_fields(body).items()}
         detail = f"status {status}, code {said.get('code', '-')}, uuid {said.get('uuid', '-')}"
         message = said.get("message", "")
         if status in (401, 403):
@@ -211,9 +240,17 @@ class ApiClient:
     def _root(self, provider: Provider, uri: str, scheme: str) -> AccountRoot:
         parts = uri.split("/")
         bucket = parts[2] if len(parts) > 2 else ""
-        path = [part for part in parts[3:] if part] if uri.startswith(f"{scheme}://") else []
-        clean = uri.isascii() and uri.isprintable() and uri.count("//") == 1 and ".." not in uri and "?" not in uri and "#" not in uri
-        if not (clean and bucket):
+        path = [part for part in parts[3:] if part]
+        clean = (
+            uri.startswith(f"{scheme}://")
+            and uri.isascii()
+            and uri.isprintable()
+            and uri.count("//") == 1
+            and ".." not in uri
+            and "?" not in uri
+            and "#" not in uri
+        )
+        if not (clean and _BUCKET.fullmatch(bucket)):
             raise InvalidResponse("the Authentication API's answer names no bucket that can be used", detail=repr(uri[:200]))
         if provider == "gcp" and not path and bucket.startswith(GCP_BUCKET_PREFIX):
             path = ["v1", "account_id=" + bucket.removeprefix(GCP_BUCKET_PREFIX)]
@@ -246,15 +283,30 @@ def _sleep(seconds: float) -> bool:
     return False
 
 
-def _limited(response: requests.Response, deadline: Deadline) -> bytes:
+def _checked_url(url: str) -> SplitResult:
+    try:
+        parts = urlsplit(url)
+        usable = parts.scheme in ("https", "http") and bool(parts.hostname) and parts.username is None and parts.port != 0
+    except ValueError:  # a port or an address that is none
+        raise ConfigError("--api-url must be https://HOST/PATH") from None
+    if not usable or parts.query or parts.fragment or not url.isprintable() or " " in url:
+        raise ConfigError("--api-url must be https://HOST/PATH")
+    if parts.scheme == "http" and parts.hostname not in ("127.0.0.1", "localhost", "::1"):
+        raise ConfigError("--api-url: a token isn't sent unencrypted; use https (http is for this computer alone)")
+    return parts
+
+
+def _duration(seconds: float) -> str:
+    minutes = round(seconds / 60)
+    return f"{minutes // 60}h" if minutes % 60 == 0 else f"{minutes}m"
+
+
+def _limited(response: requests.Response) -> bytes:
     body = bytearray()
-    # Not `iter_content`: it waits for a whole piece, so a body that trickles would hide the deadline.
-    while piece := response.raw.read1(16 * KiB, decode_content=True):
+    for piece in response.iter_content(16 * KiB):
         body += piece
         if len(body) > LONGEST_BODY:
             raise InvalidResponse("the Authentication API's answer is too long")
-        if deadline.remaining() <= 0:
-            raise ServiceUnavailable("the Authentication API's answer takes too long")
     return bytes(body)
 
 
@@ -282,7 +334,9 @@ def _moment(value: object) -> float:
             moment = datetime.datetime.fromisoformat(value)
             return moment.replace(tzinfo=moment.tzinfo or datetime.UTC).timestamp()
         if isinstance(value, str | int | float) and not isinstance(value, bool):
-            return float(value) / 1000
+            seconds = float(value) / 1000
+            if math.isfinite(seconds):
+                return seconds
     except (ValueError, OverflowError):
         pass
     raise InvalidResponse("the Authentication API's answer has no usable expiration")
@@ -301,9 +355,10 @@ def _error_fields(body: bytes) -> dict[str, str]:
 def _retry_after(value: str | None, now: float) -> float | None:
     if value is None:
         return None
-    if value.strip().isdigit():
+    if value.isascii() and value.strip().isdigit():
         return float(value)
     try:
-        return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - now)
-    except ValueError:
+        moment = email.utils.parsedate_to_datetime(value)
+        return max(0.0, moment.replace(tzinfo=moment.tzinfo or datetime.UTC).timestamp() - now)
+    except (ValueError, OverflowError):
         return None

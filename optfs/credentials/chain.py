@@ -1,158 +1,102 @@
 """A user's own credentials instead of a token: AWS's or Google's default chain, with the account named by `--account`.
 
-The providers' SDKs find, hold and refresh these credentials; they are imported only when used. A refresh by the SDK happens in `current`,
-in the thread of whoever asks; AWS's begins 15 minutes before expiry and keeps the held credential in use meanwhile.
-
-Lock: `GoogleSource._lock` and `AwsSource._lock` guard the SDK's object and are held over its refresh: Google's objects aren't made for
-several threads, and one refresh is enough for all who wait.
+The providers' SDKs find the credentials; they are imported only when used. Each renewal goes through the chain from its start, so that
+changed keys, a new profile or a new login are seen. When to renew, who waits, what failures mean: as with a token (`renewal`), whose
+thread this uses, so that no reader waits for an SDK.
 """
 
-import logging
-import threading
-from typing import Any
+import datetime
+import functools
+from collections.abc import Callable
 
-from optfs.credentials.protocol import AwsCredential, Credential, GcpCredential
-from optfs.credentials.renewal import RenewalStatus
-from optfs.errors import AccessError, ConfigError, CredentialRejected, DeadlineExceeded, ServiceUnavailable
+from optfs.credentials.protocol import AwsCredential, GcpCredential, Grant
+from optfs.credentials.renewal import RenewingSource
+from optfs.errors import AccessError, ConfigError, ServiceUnavailable
 from optfs.values import AccountRoot, Clock
 
-logger = logging.getLogger(__name__)
-
 SCOPE = "https://www.googleapis.com/auth/devstorage.read_only"
-REFRESH_EARLY = 300.0
-"""Seconds before a Google token's expiry from which it is refreshed."""
+LIFETIME = 3600.0
+"""Seconds after which credentials that announce no end, or a later one, are looked up again."""
+REQUEST_TIMEOUT = 15.0  # seconds for one request of Google's SDK, whose own bound is two minutes
 
 
-class AwsSource:
+class AwsSource(RenewingSource):
     """AWS's default chain: environment, profile, SSO, container or instance role."""
 
     def __init__(self, root: AccountRoot) -> None:
-        """Find credentials.
+        """Find credentials and start the thread that renews them.
 
         Raises:
             ConfigError: there are none.
+            AccessError: AWS refuses to give some.
+            ServiceUnavailable: AWS can't be reached.
 
         """
-        import botocore.exceptions  # noqa: PLC0415 - the SDK is loaded only when its chain is used
-        import botocore.session  # noqa: PLC0415
-
-        self._root = root
-        self._errors: tuple[type[Exception], ...] = (botocore.exceptions.BotoCoreError,)
-        self._lock = threading.Lock()
-        try:
-            self._credentials: Any = botocore.session.get_session().get_credentials()
-        except self._errors as error:
-            raise ConfigError(f"AWS's credentials can't be used: {error}") from error
-        if self._credentials is None:
-            raise ConfigError("no token and no AWS credentials were found; give --token-file, or set AWS's credentials and --account")
-
-    @property
-    def root(self) -> AccountRoot:
-        """Where the data lies, as documented."""
-        return self._root
-
-    def current(self, timeout: float) -> Credential:
-        """Return what the chain holds; see the protocol."""
-        if not self._lock.acquire(timeout=max(0.0, timeout)):
-            raise DeadlineExceeded("refreshing AWS's credentials took longer than --timeout")
-        try:
-            frozen = self._credentials.get_frozen_credentials()
-        except self._errors as error:
-            raise AccessError(f"AWS's credentials can't be refreshed: {error}") from error
-        finally:
-            self._lock.release()
-        return AwsCredential(frozen.access_key, frozen.secret_key, frozen.token, None)
-
-    def reject(self, credential: Credential, timeout: float) -> Credential:
-        """Return what the chain holds now, if that is another; see the protocol."""
-        fresh = self.current(timeout)
-        if fresh == credential:
-            raise CredentialRejected("the service refuses your AWS credentials; renew them (aws sso login, or a new session token)")
-        return fresh
-
-    def status(self) -> RenewalStatus:
-        """Return what `optfs status` shows."""
-        return RenewalStatus("aws", self._root.account, self._root.bucket, None, 0.0, "", 0)
-
-    def close(self, timeout: float = 0.0) -> None:
-        """Nothing runs in the background."""
+        super().__init__("aws", functools.partial(fetch_aws, root), requested=LIFETIME)
+        self.start()
 
 
-class GoogleSource:
+class GoogleSource(RenewingSource):
     """Application default credentials of Google."""
 
     def __init__(self, root: AccountRoot, wall_clock: Clock) -> None:
-        """Find credentials.
+        """Find credentials and start the thread that renews them. Raises as `AwsSource` does."""
+        super().__init__("gcp", functools.partial(fetch_gcp, root), requested=LIFETIME, wall_clock=wall_clock)
+        self.start()
 
-        Raises:
-            ConfigError: there are none.
 
-        """
-        import google.auth  # noqa: PLC0415 - the SDK is loaded only when its chain is used
-        import google.auth.exceptions  # noqa: PLC0415
-        import google.auth.transport.requests  # noqa: PLC0415
+def fetch_aws(root: AccountRoot) -> Grant:
+    """Return what AWS's chain gives now. Raises as `AwsSource` does."""
+    import botocore.exceptions  # noqa: PLC0415 - the SDK is loaded only when its chain is used
+    import botocore.session  # noqa: PLC0415
 
-        self._root = root
-        self._wall_clock = wall_clock
-        self._transport_error: type[Exception] = google.auth.exceptions.TransportError
-        self._error: type[Exception] = google.auth.exceptions.GoogleAuthError
-        self._lock = threading.Lock()
-        self._request: Any = google.auth.transport.requests.Request()
-        self._last_refresh = 0.0
-        try:
-            self._credentials: Any = google.auth.default(scopes=[SCOPE])[0]
-        except self._error as error:
-            raise ConfigError(
-                "no token and no Google credentials were found; give --token-file, or run: gcloud auth application-default login"
-            ) from error
+    try:
+        found = botocore.session.get_session().get_credentials()
+        if found is None:
+            raise ConfigError("no token and no AWS credentials were found; give --token-file, or set AWS's credentials and --account")
+        keys = found.get_frozen_credentials()
+    except (botocore.exceptions.ConnectionError, botocore.exceptions.HTTPClientError) as error:
+        raise ServiceUnavailable("AWS's credential service can't be reached; check the network", detail=str(error)) from error
+    except botocore.exceptions.ClientError as error:
+        raise AccessError("AWS refuses to give credentials; check the profile or role", detail=str(error)) from error
+    except botocore.exceptions.CredentialRetrievalError as error:
+        raise AccessError("AWS's credentials can't be renewed; log in again (aws sso login)", detail=str(error)) from error
+    except botocore.exceptions.BotoCoreError as error:
+        raise ConfigError(f"AWS's credentials can't be used: {_line(error)}") from error
+    if not keys.access_key or not keys.secret_key:
+        raise ConfigError("AWS's credentials lack the access key or the secret key; set both")
+    # botocore has no public name for the expiry; without it the credential is taken to live `LIFETIME` seconds.
+    expiry = getattr(found, "_expiry_time", None)
+    expires_at = expiry.timestamp() if isinstance(expiry, datetime.datetime) else None
+    return Grant(root, AwsCredential(keys.access_key, keys.secret_key, keys.token, expires_at))
 
-    @property
-    def root(self) -> AccountRoot:
-        """Where the data lies, as documented."""
-        return self._root
 
-    def current(self, timeout: float) -> Credential:
-        """Return a token, refreshed where its time is nearly over; see the protocol."""
-        return self._token(timeout, None)
+def fetch_gcp(root: AccountRoot) -> Grant:
+    """Return what Google's chain gives now. Raises as `AwsSource` does."""
+    import google.auth  # noqa: PLC0415 - the SDK is loaded only when its chain is used
+    import google.auth.exceptions  # noqa: PLC0415
+    import google.auth.transport.requests  # noqa: PLC0415
 
-    def reject(self, credential: Credential, timeout: float) -> Credential:
-        """Return a newer token; see the protocol."""
-        fresh = self._token(timeout, credential)
-        if fresh == credential:
-            raise CredentialRejected("the service refuses your Google credentials; run: gcloud auth application-default login")
-        return fresh
+    transport = google.auth.transport.requests.Request()
+    request: Callable[..., object] = functools.partial(transport, timeout=REQUEST_TIMEOUT)
+    try:
+        found = google.auth.default(scopes=[SCOPE])[0]
+        found.refresh(request)
+    except google.auth.exceptions.DefaultCredentialsError as error:
+        raise ConfigError(
+            "no token and no usable Google credentials were found; give --token-file, or run: gcloud auth application-default login",
+            detail=str(error),
+        ) from error
+    except google.auth.exceptions.TransportError as error:
+        raise ServiceUnavailable("Google's token service can't be reached; check the network", detail=str(error)) from error
+    except google.auth.exceptions.GoogleAuthError as error:
+        raise AccessError(
+            "Google's credentials can't be refreshed; run: gcloud auth application-default login", detail=_line(error)
+        ) from error
+    # google-auth keeps the expiry as UTC without saying so.
+    expires_at = None if found.expiry is None else found.expiry.replace(tzinfo=datetime.UTC).timestamp()
+    return Grant(root, GcpCredential(found.token, expires_at))
 
-    def status(self) -> RenewalStatus:
-        """Return what `optfs status` shows."""
-        expiry = self._expiry()
-        return RenewalStatus("gcp", self._root.account, self._root.bucket, expiry, self._last_refresh, "", 0)
 
-    def close(self, timeout: float = 0.0) -> None:
-        """Nothing runs in the background."""
-
-    def _token(self, timeout: float, rejected: Credential | None) -> GcpCredential:
-        if not self._lock.acquire(timeout=max(0.0, timeout)):
-            raise DeadlineExceeded("refreshing Google's credentials took longer than --timeout")
-        try:
-            held = self._credentials.token
-            expiry = self._expiry()
-            late = expiry is not None and expiry - self._wall_clock() < REFRESH_EARLY
-            if held is None or late or (isinstance(rejected, GcpCredential) and rejected.token == held):
-                self._credentials.refresh(self._request)
-                self._last_refresh = self._wall_clock()
-            return GcpCredential(self._credentials.token, self._expiry())
-        except self._transport_error as error:
-            raise ServiceUnavailable("Google's token service can't be reached; check the network", detail=str(error)) from error
-        except self._error as error:
-            raise AccessError(
-                "Google's credentials can't be refreshed; run: gcloud auth application-default login", detail=str(error)
-            ) from error
-        finally:
-            self._lock.release()
-
-    def _expiry(self) -> float | None:
-        """Return the held token's expiry; google-auth keeps it as UTC without saying so."""
-        import datetime  # noqa: PLC0415 - of this function alone
-
-        expiry = self._credentials.expiry
-        return None if expiry is None else float(expiry.replace(tzinfo=datetime.UTC).timestamp())
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]

@@ -27,7 +27,7 @@ from dataclasses import dataclass
 
 from optfs.credentials import schedule
 from optfs.credentials.protocol import Credential, Grant
-from optfs.errors import AccessError, CredentialRejected, DeadlineExceeded, OptfsError
+from optfs.errors import AccessError, CredentialRejected, DeadlineExceeded, OptfsError, ServiceError
 from optfs.values import AccountRoot, Clock, Provider
 
 logger = logging.getLogger(__name__)
@@ -59,6 +59,13 @@ class RenewalStatus:
     renewals: int
 
 
+def awake_clock() -> float:
+    """Return seconds of a clock that also counts while the computer sleeps, where there is one: credentials age meanwhile."""
+    if hasattr(time, "CLOCK_BOOTTIME"):
+        return time.clock_gettime(time.CLOCK_BOOTTIME)
+    return time.monotonic()
+
+
 class RenewingSource:
     """Implements `credentials.protocol.CredentialSource` for temporary credentials."""
 
@@ -68,7 +75,7 @@ class RenewingSource:
         fetch: Callable[[], Grant],
         *,
         requested: float,
-        clock: Clock = time.monotonic,
+        clock: Clock = awake_clock,
         wall_clock: Clock = time.time,
         dice: random.Random | None = None,
     ) -> None:
@@ -97,12 +104,12 @@ class RenewingSource:
         self._wanted = False
         self._force_next = False
         self._running = False
-        self._retry_at = 0.0
-        self._failures = 0
+        # Invariant: both are None, or neither is.
+        self._setback: schedule.Setback | None = None
         self._error: OptfsError | None = None
         self._last_refresh = 0.0
         self._renewals = 0
-        self._learned: float | None = None  # the shortest age at which a store rejected a credential whose expiry was a guess
+        self._guess = schedule.Guess(requested)
         self._closed = False
         self._thread: threading.Thread | None = None
 
@@ -166,9 +173,8 @@ class RenewingSource:
                 raise CredentialRejected(
                     "the service refuses credentials that were just renewed; check that the token's user has access to the export"
                 )
-            if credential.expires_at is None or self._provider == "gcp":
-                age = max(now - self._term.start, schedule.SHORTEST)
-                self._learned = age if self._learned is None else min(self._learned, age)
+            if not self._force_next:  # the first of many who reject it
+                self._guess = self._guess.rejected(now - self._term.start)
             self._force_next = True
             return self._await(timeout, credential)
 
@@ -192,17 +198,19 @@ class RenewingSource:
 
     def _await(self, timeout: float, rejected: Credential | None) -> Credential:
         """Wait for a credential other than `rejected`, or for the failure of a renewal. Called with the lock."""
-        end = self._clock() + timeout
-        if self._error is not None and not self._running and self._clock() < self._retry_at and not self._force_only(rejected):
+        now = self._clock()
+        end = now + timeout
+        if self._error is not None and not self._running and now < self._retry_at():
+            self._changed.notify_all()  # a pause may have become shorter
             raise _again(self._error)
-        before = self._failures
+        before = self._setback
         self._wanted = True
         self._changed.notify_all()
         while True:
             now = self._clock()
             if self._grant is not None and self._usable(now) and self._grant.credential is not rejected:
                 return self._grant.credential
-            if self._failures > before and self._error is not None:
+            if self._error is not None and self._setback is not before:
                 raise _again(self._error)
             if self._closed:
                 raise AccessError("the mount is ending")
@@ -210,9 +218,11 @@ class RenewingSource:
                 raise DeadlineExceeded("renewing the credentials took longer than --timeout")
             self._changed.wait(min(end - now, LOOK_AGAIN))
 
-    def _force_only(self, rejected: Credential | None) -> bool:
-        """Whether a rejection comes while the former failure's pause hasn't ended, but nothing was forced yet. Called with the lock."""
-        return rejected is not None and self._failures == 0
+    def _retry_at(self) -> float:
+        """Return when the next try after a failure is due; in the past where there was none. Called with the lock."""
+        if self._setback is None or self._term is None:
+            return self._clock()
+        return self._setback.retry_at(self._setback.at if self._force_next else self._term.unusable_at)
 
     def _run(self) -> None:
         while self._sleep():
@@ -237,9 +247,7 @@ class RenewingSource:
             while not self._closed:
                 now = self._clock()
                 assert self._term is not None  # started with a grant
-                due = self._retry_at if self._failures else self._term.renew_at
-                if self._wanted and now >= self._retry_at:
-                    due = now
+                due = self._retry_at() if self._setback else now if self._wanted else self._term.renew_at
                 if now >= due:
                     self._wanted = False
                     self._running = True
@@ -249,7 +257,7 @@ class RenewingSource:
 
     def _renewed(self, grant: Grant, started: float) -> None:
         with self._changed:
-            recovered = self._failures > 0
+            recovered = self._setback is not None
             self._take(grant, started, forced=self._force_next)
             self._running = False
             self._changed.notify_all()
@@ -259,12 +267,14 @@ class RenewingSource:
             logger.debug("credentials for %s were renewed", self._provider)
 
     def _failed(self, error: OptfsError) -> None:
+        if not isinstance(error, AccessError | ServiceError):
+            # A token file that vanished: to whoever reads a file that is no wrong usage, but missing access.
+            error = AccessError(error.message, detail=error.detail)
         with self._changed:
-            self._failures += 1
-            first = self._failures == 1
+            first = self._setback is None
+            count = 1 if self._setback is None else self._setback.count + 1
+            self._setback = schedule.Setback(count, self._clock(), self._dice.random())
             self._error = error
-            usable = self._usable(self._clock()) and not self._force_next
-            self._retry_at = self._clock() + schedule.pause(self._failures, usable=usable, luck=self._dice.random())
             self._running = False
             self._changed.notify_all()
         if first:
@@ -277,15 +287,18 @@ class RenewingSource:
             grant = Grant(self._grant.root, grant.credential)
             logger.warning("the Authentication API names another bucket than before; staying with the first")
         seconds = schedule.lifetime(grant.credential.expires_at, self._wall_clock(), self._requested)
-        if self._learned is not None:
-            seconds = min(seconds, self._learned)
+        if grant.credential.expires_at is None or self._provider == "gcp":  # guessed: neither GCS nor static keys announce it
+            if not forced:
+                self._guess = self._guess.lived()
+            seconds = min(seconds, self._guess.bound)
         self._grant = grant
         self._term = schedule.term(started, seconds, self._dice.random())
         self._forced_at = self._clock() if forced else None
         self._force_next = False
-        self._failures = 0
+        # Whoever waits is served by this grant; without this, those who came during the request would cause another one.
+        self._wanted = False
+        self._setback = None
         self._error = None
-        self._retry_at = 0.0
         self._last_refresh = self._wall_clock()
         self._renewals += 1
 

@@ -8,7 +8,8 @@ Rules:
 - The announced lifetime is the announced expiry less the wall clock. Where that makes no sense (none left, or more than was asked for: a
   wall clock that is wrong), the lifetime asked for is taken.
 - A credential that a store rejects before its time shows that the lifetime was guessed too long (GCS announces none): the age at which it
-  was rejected is remembered and bounds later guesses.
+  was rejected is remembered and bounds later guesses (`Guess`). As a rejection may have had another reason, the bound grows again with each
+  credential that lived up to it.
 - After a failure the next try waits: shortly and at most `URGENT_CAP` seconds while there is no valid credential, so that work goes on
   within 5 s of the cause being gone; at most `RELAXED_CAP` while there is one.
 """
@@ -20,6 +21,8 @@ RENEW_AT = 0.75
 JITTER = 0.1
 SHORTEST = 5.0
 """Seconds; no lifetime is believed to be shorter, lest a wrong answer makes a renewal a moment."""
+WIDEN = 1.25
+"""Factor: from the shortest bound back to an hour in 30 renewals, an hour in all."""
 FIRST_PAUSE = 0.25
 URGENT_CAP = 3.0
 RELAXED_CAP = 60.0
@@ -43,6 +46,21 @@ class Term:
     unusable_at: float
 
 
+@dataclass(frozen=True, slots=True)
+class Guess:
+    """A bound on lifetimes that were guessed, seconds."""
+
+    bound: float
+
+    def rejected(self, age: float) -> "Guess":
+        """Return the bound after a credential of that age was rejected."""
+        return Guess(max(SHORTEST, min(self.bound, age)))
+
+    def lived(self) -> "Guess":
+        """Return the bound after a credential lived until it was time to renew it."""
+        return Guess(self.bound * WIDEN)
+
+
 def lifetime(announced_expiry: float | None, wall_now: float, requested: float) -> float:
     """Return a credential's believed lifetime, seconds."""
     if announced_expiry is None:
@@ -58,6 +76,34 @@ def term(start: float, seconds: float, luck: float) -> Term:
     """Return the life of a credential of so many seconds; `luck` is a random number of [0, 1)."""
     renew = seconds * (RENEW_AT - JITTER * luck)
     return Term(start, start + renew, start + seconds - min(SAFETY, seconds / 10))
+
+
+@dataclass(frozen=True, slots=True)
+class Setback:
+    """Failures in a row.
+
+    Attributes:
+        count: how many.
+        at: when the last one came, seconds of the monotonic clock.
+        luck: a random number of [0, 1), drawn for this failure.
+
+    """
+
+    count: int
+    at: float
+    luck: float
+
+    def retry_at(self, usable_until: float) -> float:
+        """Return when to try again.
+
+        Args:
+            usable_until: the moment from which there is no valid credential; one that lies in the past where there is none now. A long
+                pause ends soon after it, even though it began before.
+
+        """
+        relaxed = self.at + pause(self.count, usable=True, luck=self.luck)
+        urgent = self.at + pause(self.count, usable=False, luck=self.luck)
+        return min(relaxed, max(urgent, usable_until))
 
 
 def pause(failures: int, *, usable: bool, luck: float) -> float:

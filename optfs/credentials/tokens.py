@@ -5,11 +5,16 @@ key. A command runs without a shell, for a limited time, and inherits no secret 
 ASCII; anything else is refused before it can get into a header. No repr, message or log holds a token.
 """
 
+import contextlib
 import logging
 import os
+import re
+import selectors
 import shlex
+import signal
 import stat
 import subprocess
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Protocol
@@ -19,11 +24,12 @@ from optfs.errors import ConfigError, ServiceUnavailable
 logger = logging.getLogger(__name__)
 
 COMMAND_TIMEOUT = 30.0  # seconds: a password manager may ask its user something
+LOOK_AGAIN = 0.05  # seconds: how soon the end of a command is seen that closed its outputs, or left them to others
 LONGEST = 4096  # bytes; real tokens have fewer than 100
 VARIABLES = ("OPTIMIZELY_API_TOKEN", "OPTIMIZELY_PAT")
 """In order of precedence."""
 
-_SECRET_PREFIXES = ("OPTIMIZELY_API_TOKEN", "OPTIMIZELY_PAT", "AWS_SECRET", "AWS_SESSION", "AWS_SECURITY")
+_SECRETS = re.compile(r"OPTIMIZELY_API_TOKEN|OPTIMIZELY_PAT|(AWS|GOOGLE)_.*(KEY|SECRET|TOKEN|CREDENTIAL).*")
 
 
 class TokenSource(Protocol):
@@ -41,8 +47,8 @@ class TokenSource(Protocol):
 
 
 def scrubbed_environment(environment: Mapping[str, str]) -> dict[str, str]:
-    """Return an environment for children: without the token and without AWS's secrets."""
-    return {name: value for name, value in environment.items() if not name.startswith(_SECRET_PREFIXES)}
+    """Return an environment for children: without the token and without AWS's and Google's secrets."""
+    return {name: value for name, value in environment.items() if not _SECRETS.fullmatch(name)}
 
 
 def checked(token: str, origin: str) -> str:
@@ -73,7 +79,8 @@ class TokenFile:
         """Return the file's token; see `TokenSource`."""
         origin = f"the token file {self._path}"
         try:
-            with open(self._path, "rb") as file:
+            # Non-blocking: a FIFO would hold us until somebody writes into it, before we can see that it is no file.
+            with open(self._path, "rb", opener=lambda path, flags: os.open(path, flags | os.O_NONBLOCK)) as file:
                 status = os.fstat(file.fileno())
                 if not stat.S_ISREG(status.st_mode):
                     raise ConfigError(f"{origin} is no file")
@@ -114,22 +121,70 @@ class TokenCommand:
         """Run the command and return what it printed; see `TokenSource`."""
         origin = f"the output of the token command ({self._arguments[0]})"
         try:
-            done = subprocess.run(  # noqa: S603 - the user's own command
+            # A session of its own: what the command started ends with it.
+            process = subprocess.Popen(  # noqa: S603 - the user's own command
                 self._arguments,
                 stdin=subprocess.DEVNULL,
-                capture_output=True,
-                timeout=self._timeout,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
                 env=self._environment,
-                check=False,
+                start_new_session=True,
             )
-        except subprocess.TimeoutExpired:
-            raise ServiceUnavailable(f"the token command ({self._arguments[0]}) took longer than {self._timeout:g} s") from None
         except (OSError, ValueError) as error:
             raise ConfigError(f"the token command ({self._arguments[0]}) can't be run: {error}") from None
-        if done.returncode != 0:
-            # What it printed isn't logged: it may hold the token.
-            raise ServiceUnavailable(f"the token command ({self._arguments[0]}) failed with exit code {done.returncode}")
-        return checked(done.stdout.decode("latin-1"), origin)
+        with process:
+            try:
+                printed, complaint = _outputs(process, time.monotonic() + self._timeout)
+            finally:
+                with contextlib.suppress(ProcessLookupError):  # all of its group have ended
+                    os.killpg(process.pid, signal.SIGKILL)
+        if printed is None:
+            raise ServiceUnavailable(f"the token command ({self._arguments[0]}) took longer than {self._timeout:g} s")
+        if process.returncode != 0:
+            # What it printed isn't shown: it may hold the token.
+            raise ServiceUnavailable(
+                f"the token command ({self._arguments[0]}) failed with exit code {process.returncode}; run it by hand to see why",
+                detail=_one_line(complaint, hidden=printed),
+            )
+        return checked(printed.decode("latin-1"), origin)
+
+
+def _outputs(process: subprocess.Popen[bytes], end: float) -> tuple[bytes | None, bytes]:
+    """Return the start of what a command prints on standard output and standard error until it exits; None for the first: too late.
+
+    Not `communicate`: that keeps all of an endless output, and waits for whoever inherited the pipes after the command has exited.
+    """
+    assert process.stdout is not None
+    assert process.stderr is not None
+    taken = {process.stdout: bytearray(), process.stderr: bytearray()}
+    with selectors.DefaultSelector() as selector:
+        for stream in taken:
+            selector.register(stream, selectors.EVENT_READ)
+        while True:
+            exited = process.poll() is not None  # asked before reading, so that what it printed last is read
+            ready = selector.select(0 if exited else LOOK_AGAIN) if selector.get_map() else []
+            for key, _ in ready:
+                stream = process.stdout if key.fileobj is process.stdout else process.stderr
+                piece = os.read(stream.fileno(), LONGEST)
+                if not piece:
+                    selector.unregister(stream)
+                taken[stream] += piece[: LONGEST + 1 - len(taken[stream])]
+            if exited and not any(key.fileobj is process.stdout for key, _ in ready):
+                return bytes(taken[process.stdout]), bytes(taken[process.stderr])
+            if time.monotonic() >= end:
+                return None, b""
+            if not selector.get_map():
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(LOOK_AGAIN)
+
+
+def _one_line(complaint: bytes, *, hidden: bytes) -> str:
+    """Return the last line of a command's complaint, short and printable, without what it printed as its answer."""
+    text = complaint.decode("utf-8", "replace").strip()
+    secret = hidden.decode("utf-8", "replace").strip()
+    if not text or (secret and secret in text):
+        return ""
+    return "".join(filter(str.isprintable, text.splitlines()[-1]))[:200]
 
 
 class TokenVariable:

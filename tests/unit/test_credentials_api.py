@@ -1,0 +1,400 @@
+"""The Authentication API's client, against a server that answers well, badly, slowly, or not at all."""
+
+import datetime
+import email.utils
+import random
+import socket
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from optfs.credentials.api import ApiClient, documented_root
+from optfs.credentials.protocol import AwsCredential, GcpCredential
+from optfs.errors import (
+    AccessError,
+    ConfigError,
+    InvalidResponse,
+    NoExport,
+    OptfsError,
+    ServiceError,
+    ServiceUnavailable,
+    TokenRefused,
+)
+from optfs.values import AccountRoot
+from tests.support import api_stand_in as stand_in
+from tests.support.api_stand_in import AWS_BODY, GCP_BODY, Answer, StandIn, answer, refusal
+
+TOKEN = "2:top-secret"
+NOW = 1_800_000_000.0
+
+
+class Pauses:
+    """Notes pauses instead of making them."""
+
+    def __init__(self) -> None:
+        self.seconds: list[float] = []
+
+    def __call__(self, seconds: float) -> bool:
+        """Note a pause."""
+        self.seconds.append(seconds)
+        return False
+
+
+def client(
+    url: str,
+    *,
+    account: str | None = None,
+    allow_any_bucket: bool = False,
+    timeout: float = 60.0,
+    pause: Callable[[float], bool] | None = None,
+) -> ApiClient:
+    """Return a client of the stand-in with a fixed wall clock and no pauses."""
+    return ApiClient(
+        url,
+        lambda: TOKEN,
+        account=account,
+        allow_any_bucket=allow_any_bucket,
+        timeout=timeout,
+        wall_clock=lambda: NOW,
+        pause=pause or Pauses(),
+        dice=random.Random(1),
+    )
+
+
+def test_aws_keys_and_place() -> None:
+    """The documented answer becomes keys that expire when announced, below the account's folder."""
+    with StandIn(answer(200, AWS_BODY)) as server:
+        grant = client(server.url).fetch_aws(900)
+        assert grant.root == AccountRoot("123", "aws", "optimizely-events-data", "v1/account_id=123/")
+        assert grant.credential == AwsCredential("AKID", "aws-secret", "aws-session", NOW)
+        assert server.seen[0].target == "/v2/export/credentials?duration=15m"
+        assert server.seen[0].headers["authorization"] == f"Bearer {TOKEN}"
+        assert "secret" not in repr(grant)
+
+
+def test_an_hour_is_asked_for_in_hours() -> None:
+    """As the documentation's examples do."""
+    with StandIn(answer(200, AWS_BODY)) as server:
+        client(server.url).fetch_aws()
+        assert server.seen[0].target.endswith("duration=1h")
+
+
+def test_gcp_token_expires_an_hour_after_the_request() -> None:
+    """The answer announces nothing."""
+    with StandIn(answer(200, GCP_BODY)) as server:
+        grant = client(server.url).fetch_gcp()
+        assert grant.root == AccountRoot("123", "gcp", "optimizely-e3-123", "v1/account_id=123/")
+        assert grant.credential == GcpCredential("gcp-secret", NOW + 3600)
+        assert server.seen[0].target == "/v2/export/credentials/gcp"
+
+
+@pytest.mark.parametrize(
+    ("status", "kind"),
+    [
+        (400, ServiceError),
+        (401, TokenRefused),
+        (403, TokenRefused),
+        (404, NoExport),
+        (418, InvalidResponse),
+        (429, ServiceUnavailable),
+        (500, ServiceUnavailable),
+        (503, ServiceUnavailable),
+    ],
+)
+def test_refusals(status: int, kind: type[OptfsError]) -> None:
+    """Each is an error of its kind, in one line, with the API's code and uuid for the log and no token anywhere."""
+    with StandIn(refusal(status, message=f"bad\r\ntoken {TOKEN}")) as server, pytest.raises(kind) as caught:
+        client(server.url).fetch_gcp()
+    assert type(caught.value) is kind
+    assert caught.value.message.isprintable()
+    assert "SOME_CODE" in caught.value.detail
+    assert "uuid-1" in caught.value.detail
+    assert TOKEN not in caught.value.message + caught.value.detail
+
+
+@pytest.mark.parametrize("status", [400, 401, 403, 404])
+def test_a_refusal_is_not_repeated(status: int) -> None:
+    """It would be refused again."""
+    with StandIn(refusal(status)) as server:
+        with pytest.raises(OptfsError):
+            client(server.url).fetch_gcp()
+        assert len(server.seen) == 1
+
+
+@pytest.mark.parametrize("failure", [refusal(500), refusal(429), answer(200, b"<html>"), stand_in.reset])
+def test_a_passing_failure_is_tried_again(failure: Answer) -> None:
+    """Nobody notices it."""
+    with StandIn(failure, failure, answer(200, GCP_BODY)) as server:
+        assert client(server.url).fetch_gcp().root.account == "123"
+        assert len(server.seen) == 3
+
+
+def test_tries_have_an_end() -> None:
+    """A service that stays down isn't asked for ever, and the pauses grow."""
+    pauses = Pauses()
+    with StandIn(refusal(500)) as server:
+        with pytest.raises(ServiceUnavailable):
+            client(server.url, pause=pauses).fetch_gcp()
+        assert len(server.seen) == 4
+    assert pauses.seconds == sorted(pauses.seconds)
+    assert pauses.seconds[0] > 0
+
+
+@pytest.mark.parametrize("asked", ["7", email.utils.format_datetime(datetime.datetime.fromtimestamp(NOW + 7, datetime.UTC), usegmt=True)])
+def test_retry_after_is_honoured(asked: str) -> None:
+    """In seconds and as a date."""
+    pauses = Pauses()
+    with StandIn(refusal(429, {"Retry-After": asked}), answer(200, GCP_BODY)) as server:
+        client(server.url, pause=pauses).fetch_gcp()
+    assert pauses.seconds == [7.0]
+
+
+def test_retry_after_beyond_the_deadline_ends_at_once() -> None:
+    """Waiting would be in vain; the caller learns how long."""
+    pauses = Pauses()
+    with StandIn(refusal(429, {"Retry-After": "3600"})) as server, pytest.raises(ServiceUnavailable) as caught:
+        client(server.url, pause=pauses).fetch_gcp()
+    assert caught.value.retry_after == 3600
+    assert pauses.seconds == []
+
+
+@pytest.mark.parametrize("asked", ["soon", "", "\u00b2", "-5", "Mon, 99 Nov 2026 99:00:00 GMT"])
+def test_a_retry_after_that_makes_no_sense_is_ignored(asked: str) -> None:
+    """The ordinary pause is made."""
+    pauses = Pauses()
+    with StandIn(refusal(503, {"Retry-After": asked}), answer(200, GCP_BODY)) as server:
+        client(server.url, pause=pauses).fetch_gcp()
+    assert 0 < pauses.seconds[0] < 1
+
+
+def test_no_redirect_is_followed() -> None:
+    """The token must get to no other host."""
+    with StandIn(answer(200, GCP_BODY)) as other, StandIn(answer(302, b"", {"Location": f"{other.url}/export/credentials/gcp"})) as server:
+        with pytest.raises(ServiceError, match="redirects"):
+            client(server.url).fetch_gcp()
+        assert other.seen == []
+
+
+def test_netrc_and_proxies_do_not_come_in_between(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A `.netrc` would replace the header; a proxy would see a token that is meant for loopback."""
+    netrc = tmp_path / "netrc"
+    netrc.write_text("machine 127.0.0.1 login a password b\n")
+    netrc.chmod(0o600)
+    monkeypatch.setenv("NETRC", str(netrc))
+    with StandIn(refusal(500)) as proxy, StandIn(answer(200, GCP_BODY)) as server:
+        monkeypatch.setenv("http_proxy", proxy.url)
+        monkeypatch.delenv("no_proxy", raising=False)
+        monkeypatch.delenv("NO_PROXY", raising=False)
+        client(server.url).fetch_gcp()
+        assert server.seen[0].headers["authorization"] == f"Bearer {TOKEN}"
+        assert proxy.seen == []
+
+
+@pytest.mark.parametrize("slow", [stand_in.hang, stand_in.trickle_headers, stand_in.trickle_body])
+def test_an_answer_that_never_ends_is_ended(slow: Answer) -> None:
+    """Timeouts of single reads wouldn't: each trickling byte starts them anew."""
+    with StandIn(slow) as server, pytest.raises(ServiceUnavailable, match=r"in time|too long"):
+        client(server.url, timeout=1.5).fetch_gcp()
+
+
+@pytest.mark.parametrize("slow", [stand_in.hang, stand_in.trickle_headers])
+def test_closing_ends_a_request(slow: Answer) -> None:
+    """A mount ends without waiting for the API."""
+    came = threading.Event()
+
+    def noticed(connection: socket.socket, ended: threading.Event) -> None:
+        came.set()
+        slow(connection, ended)
+
+    failures: list[OptfsError] = []
+    with StandIn(noticed) as server:
+        asking = client(server.url, timeout=300.0)
+
+        def ask() -> None:
+            try:
+                asking.fetch_gcp()
+            except OptfsError as error:
+                failures.append(error)
+
+        thread = threading.Thread(target=ask, daemon=True)
+        thread.start()
+        assert came.wait(30)
+        asking.close()
+        thread.join(30)
+        assert not thread.is_alive()
+    assert isinstance(failures[0], ServiceUnavailable)
+
+
+def test_nobody_listens() -> None:
+    """A refused connection is a service that can't be reached."""
+    with StandIn(refusal(500)) as server:
+        url = server.url
+    with pytest.raises(ServiceUnavailable, match="can't be reached"):
+        client(url).fetch_gcp()
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"<html>proxy</html>",
+        b"[]",
+        b"null",
+        b"[" * 100_000,
+        b"{}",
+        b"x" * 1_000_000,
+        {"token": "", "uri": "gs://optimizely-e3-123"},
+        {"token": 5, "uri": "gs://optimizely-e3-123"},
+        {"token": "a\r\nb", "uri": "gs://optimizely-e3-123"},
+        {"token": "a"},
+        {"token": "a", "uri": None},
+    ],
+)
+def test_answers_that_make_no_sense(body: object) -> None:
+    """None gets further than here."""
+    with StandIn(answer(200, body)) as server, pytest.raises(InvalidResponse):
+        client(server.url).fetch_gcp()
+
+
+@pytest.mark.parametrize("missing", ["accessKeyId", "secretAccessKey", "sessionToken", "expiration"])
+def test_aws_answers_with_a_part_missing(missing: str) -> None:
+    """Each part is needed."""
+    credentials = AWS_BODY["credentials"]
+    assert isinstance(credentials, dict)
+    body = AWS_BODY | {"credentials": {name: value for name, value in credentials.items() if name != missing}}
+    with StandIn(answer(200, body)) as server, pytest.raises(InvalidResponse, match=missing):
+        client(server.url).fetch_aws()
+
+
+@pytest.mark.parametrize(
+    ("expiration", "expected"),
+    [(1_800_000_000_000, NOW), ("1800000000000", NOW), ("2027-01-15T08:00:00Z", NOW), ("2027-01-15T08:00:00", NOW)],
+)
+def test_forms_of_the_expiration(expiration: object, expected: float) -> None:
+    """Milliseconds as documented, or what a careless change of the API may make of them."""
+    credentials = AWS_BODY["credentials"]
+    assert isinstance(credentials, dict)
+    with StandIn(answer(200, AWS_BODY | {"credentials": credentials | {"expiration": expiration}})) as server:
+        assert client(server.url).fetch_aws().credential.expires_at == expected
+
+
+@pytest.mark.parametrize("expiration", [True, None, "soon", [], float("nan"), float("inf"), 10**400])
+def test_expirations_that_make_no_sense(expiration: object) -> None:
+    """A moment that isn't one would keep a renewal from ever being due."""
+    credentials = AWS_BODY["credentials"]
+    assert isinstance(credentials, dict)
+    with (
+        StandIn(answer(200, AWS_BODY | {"credentials": credentials | {"expiration": expiration}})) as server,
+        pytest.raises(InvalidResponse),
+    ):
+        client(server.url).fetch_aws()
+
+
+BAD_PLACES = [
+    "s3://evil/v1/account_id=123",
+    "s3://optimizely-events-data",
+    "s3://optimizely-events-data/",
+    "s3://optimizely-events-data/v1/account_id=",
+    "s3://optimizely-events-data/v1/account_id=../x",
+    "s3://optimizely-events-data/v1/account_id=1 2",
+    "s3://optimizely-events-data/v1//account_id=123",
+    "s3://optimizely-events-data/v1/account_id=123/../account_id=9",
+    "s3://optimizely-events-data/v1/account_id=123/type=events",
+    "s3://optimizely-events-data/v1/account_id=123\n",
+    "s3://optimizely-events-data/v1/account_id=123?x",
+    "https://optimizely-events-data/v1/account_id=123",
+    "optimizely-events-data/v1/account_id=123",
+]
+
+
+@pytest.mark.parametrize("place", BAD_PLACES)
+def test_places_that_are_not_the_documented_ones(place: str) -> None:
+    """An answer can't point the mount at another folder."""
+    with StandIn(answer(200, AWS_BODY | {"s3Path": place})) as server, pytest.raises(InvalidResponse):
+        client(server.url).fetch_aws()
+
+
+@pytest.mark.parametrize(
+    "place",
+    ["gs://evil", "gs://optimizely-e3-", "gs://optimizely-e3-1/v1/account_id=2", "gs://optimizely-e3-1/../x", "s3://optimizely-e3-1"],
+)
+def test_places_on_gcs_that_are_not_the_documented_ones(place: str) -> None:
+    """The same there."""
+    with StandIn(answer(200, GCP_BODY | {"uri": place})) as server, pytest.raises(InvalidResponse):
+        client(server.url).fetch_gcp()
+
+
+def test_a_trailing_slash_changes_nothing() -> None:
+    """Documented without, expected with."""
+    with StandIn(answer(200, AWS_BODY | {"s3Path": "s3://optimizely-events-data/v1/account_id=123/"})) as server:
+        assert client(server.url).fetch_aws().root.prefix == "v1/account_id=123/"
+    with StandIn(answer(200, GCP_BODY | {"uri": "gs://optimizely-e3-123/v1/account_id=123/"})) as server:
+        assert client(server.url).fetch_gcp().root.prefix == "v1/account_id=123/"
+
+
+def test_another_bucket_needs_permission() -> None:
+    """And even then it must be a bucket's name with the account's folder."""
+    with StandIn(answer(200, AWS_BODY | {"s3Path": "s3://own-bucket/v1/account_id=123"})) as server:
+        assert client(server.url, allow_any_bucket=True).fetch_aws().root.bucket == "own-bucket"
+    with StandIn(answer(200, AWS_BODY | {"s3Path": "s3://user@host:80/v1/account_id=123"})) as server, pytest.raises(InvalidResponse):
+        client(server.url, allow_any_bucket=True).fetch_aws()
+
+
+def test_another_account_than_the_one_asked_for() -> None:
+    """A token of the wrong account is told, not mounted."""
+    with StandIn(answer(200, GCP_BODY)) as server:
+        assert client(server.url, account="123").fetch_gcp().root.account == "123"
+        with pytest.raises(AccessError, match="not for 9"):
+            client(server.url, account="9").fetch_gcp()
+
+
+@given(st.text(max_size=60))
+def test_no_place_leads_out_of_the_documented_one(text: str) -> None:
+    """Whatever follows the scheme, what is believed is the documented bucket and a plain id."""
+    for provider, scheme in (("aws", "s3"), ("gcp", "gs")):
+        try:
+            root = client("https://api.example")._root("aws" if provider == "aws" else "gcp", f"{scheme}://{text}", scheme)
+        except InvalidResponse:
+            continue
+        assert root == documented_root(root.provider, root.account)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "",
+        "api.optimizely.com",
+        "http://api.optimizely.com/v2",
+        "http://127.0.0.1.evil.com",
+        "ftp://x",
+        "https://u:p@x",
+        "https://x:99999",
+        "https://[x",
+        "https://x?y=1",
+    ],
+)
+def test_urls_that_a_token_is_not_sent_to(url: str) -> None:
+    """Https, or http on loopback; told before anything is sent."""
+    with pytest.raises(ConfigError, match="--api-url"):
+        client(url)
+
+
+def test_the_token_is_read_for_each_exchange() -> None:
+    """A rotated one is used at the next renewal."""
+    tokens = iter(["first", "second"])
+    with StandIn(answer(200, GCP_BODY)) as server:
+        asking = ApiClient(server.url, lambda: next(tokens))
+        asking.fetch_gcp()
+        asking.fetch_gcp()
+        assert [seen.headers["authorization"] for seen in server.seen] == ["Bearer first", "Bearer second"]
+
+
+@pytest.mark.parametrize("account", ["", "a/b", "..", "1 2"])
+def test_account_ids_that_are_none(account: str) -> None:
+    """They become part of a path."""
+    with pytest.raises(ConfigError, match="--account"):
+        documented_root("aws", account)
