@@ -83,7 +83,9 @@ def _serve(work: Work, writing: int, words: IO[bytes]) -> NoReturn:
         tell({"kind": "MountError", "message": "the mount ended before it was usable"})
     except OptfsError as error:
         code = 1
-        tell({"kind": type(error).__name__, "message": error.message})
+        # A layer's own subclass is told as the exception of `errors` that it is a kind of.
+        kind = next(base for base in type(error).__mro__ if base.__module__ == errors.__name__)
+        tell({"kind": kind.__name__, "message": error.message})
     except BaseException as error:
         logging.getLogger(__name__).exception("the mount process failed")
         code = 1

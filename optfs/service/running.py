@@ -15,7 +15,7 @@ from pathlib import Path
 
 from optfs.bridge import bindings, mounting, mounts
 from optfs.config import Config
-from optfs.errors import MountError
+from optfs.errors import ConfigError
 from optfs.service import allocator, logs, report
 from optfs.service.composition import Mount
 from optfs.service.control import ControlServer, ask_mount
@@ -132,8 +132,10 @@ def _is_running(pid: int) -> bool:
         return False
     except PermissionError:
         return True
-    with contextlib.suppress(OSError, IndexError):  # a zombie has ended; its parent just hasn't looked
-        return Path(f"/proc/{pid}/stat").read_text(encoding="latin-1").rpartition(")")[2].split()[0] not in {"Z", "X"}
+    with contextlib.suppress(OSError, IndexError):
+        fields = Path(f"/proc/{pid}/stat").read_text(encoding="latin-1").rpartition(")")[2].split()
+        # A zombie has ended, and its parent just hasn't looked; while other threads of it live (field 20), files are still open.
+        return fields[0] not in {"Z", "X"} or int(fields[17]) > 1
     return True
 
 
@@ -141,14 +143,15 @@ def unmount(mountpoint: Path, *, lazy: bool, timeout: float) -> str:
     """Unmount and wait for the process behind it; return what was done, as a line.
 
     Raises:
-        MountError: nothing is mounted there, or it is in use.
+        ConfigError: nothing is mounted there.
+        MountError: it is in use.
 
     """
     path = Path(mounts.resolve(mountpoint))
     if mounts.recover_stale(path):
         return f"{path}: what a killed mount had left is unmounted"
     if mounts.find(path) is None:
-        raise MountError(f"{path} is not mounted by optfs; see optfs status")
+        raise ConfigError(f"{path} is not mounted by optfs; see optfs status")
     answer = ask_mount(path)
     mounts.unmount(path, lazy=lazy)
     pid = answer.get("pid") if answer else None

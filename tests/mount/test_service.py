@@ -1,5 +1,6 @@
 """A mount as users start and end it: in the background, by mount(8), by signals, over a dead one; and where secrets are not."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -185,9 +186,11 @@ def test_a_signal_ends_a_mount_in_use_too(machine: Machine) -> None:
     with subprocess.Popen(line, env=machine.environment) as process:
         try:
             eventually(lambda: mounts.find(machine.point) is not None and machine.file.exists(), "mounted")
-            with machine.file.open("rb"):
-                process.send_signal(signal.SIGTERM)
-                assert process.wait(60) == 0
+            opened = os.open(machine.file, os.O_RDONLY)
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(60) == 0
+            with contextlib.suppress(OSError):  # closing tells that the mount is gone
+                os.close(opened)
         finally:
             process.kill()
     assert mounts.find(machine.point) is None

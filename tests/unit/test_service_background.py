@@ -78,6 +78,17 @@ def test_what_ends_the_child_before_it_is_usable_is_raised_in_the_parent(kind: s
     assert done.stdout == f"{kind} what happened; what to do\n"
 
 
+def test_a_subclass_of_some_layer_is_raised_as_the_kind_of_error_that_it_is() -> None:
+    done = run("""
+        class Stalled(ServiceUnavailable):
+            pass
+
+        def work(announce):
+            raise Stalled("nothing arrives")
+    """)
+    assert done.stdout == "ServiceUnavailable nothing arrives\n"
+
+
 def test_a_child_that_crashes_is_told_with_the_last_line_that_it_printed() -> None:
     done = run("""
         def work(announce):
