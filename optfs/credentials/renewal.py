@@ -34,6 +34,8 @@ logger = logging.getLogger(__name__)
 
 FORCED_AGAIN = 5.0
 """Seconds after a forced renewal during which its fruit isn't renewed by force once more."""
+Wait = Callable[[threading.Condition, float], object]
+
 LOOK_AGAIN = 1.0
 """Seconds: waits look at their clocks this often, which need not be the clock that threads sleep by."""
 
@@ -78,6 +80,7 @@ class RenewingSource:
         clock: Clock = awake_clock,
         wall_clock: Clock = time.time,
         dice: random.Random | None = None,
+        wait: Wait = threading.Condition.wait,
     ) -> None:
         """Make a source that holds nothing yet; `start` it.
 
@@ -88,6 +91,7 @@ class RenewingSource:
             clock: monotonic.
             wall_clock: seconds since the epoch.
             dice: for jitter.
+            wait: waits for a condition that is held, so many seconds at most.
 
         """
         self._provider = provider
@@ -96,6 +100,7 @@ class RenewingSource:
         self._clock = clock
         self._wall_clock = wall_clock
         self._dice = dice or random.Random()  # noqa: S311 - jitter
+        self._wait = wait
         self._changed = threading.Condition(threading.Lock())
         # Guarded by _changed: all below. Invariant: _term belongs to _grant, and both are None before the first grant only.
         self._grant: Grant | None = None
@@ -149,7 +154,7 @@ class RenewingSource:
         end = self._clock() + seconds
         with self._changed:
             while not self._closed and (left := end - self._clock()) > 0:
-                self._changed.wait(min(left, LOOK_AGAIN))
+                self._wait(self._changed, min(left, LOOK_AGAIN))
             return self._closed
 
     def current(self, timeout: float) -> Credential:
@@ -216,7 +221,7 @@ class RenewingSource:
                 raise AccessError("the mount is ending")
             if now >= end:
                 raise DeadlineExceeded("renewing the credentials took longer than --timeout")
-            self._changed.wait(min(end - now, LOOK_AGAIN))
+            self._wait(self._changed, min(end - now, LOOK_AGAIN))
 
     def _retry_at(self) -> float:
         """Return when the next try after a failure is due; in the past where there was none. Called with the lock."""
@@ -252,7 +257,7 @@ class RenewingSource:
                     self._wanted = False
                     self._running = True
                     return True
-                self._changed.wait(min(due - now, LOOK_AGAIN))
+                self._wait(self._changed, min(due - now, LOOK_AGAIN))
             return False
 
     def _renewed(self, grant: Grant, started: float) -> None:

@@ -1,0 +1,440 @@
+"""Renewal: by a simulated clock that the renewal thread itself moves on, and with real threads where they meet."""
+
+import logging
+import random
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from optfs.credentials import schedule
+from optfs.credentials.protocol import AwsCredential, Credential, GcpCredential, Grant
+from optfs.credentials.renewal import RenewingSource
+from optfs.errors import AccessError, ConfigError, CredentialRejected, DeadlineExceeded, OptfsError, ServiceUnavailable, TokenRefused
+from optfs.values import AccountRoot, Provider
+
+HOUR = 3600.0
+EPOCH = 1_800_000_000.0
+ROOT = AccountRoot("123", "aws", "optimizely-events-data", "v1/account_id=123/")
+PATIENCE = 30.0  # seconds: how long a test waits for another thread on a loaded machine
+
+
+class Simulation:
+    """A source whose thread never sleeps: each wait moves the clock on instead."""
+
+    def __init__(self, *, until: float, down: tuple[float, float] = (0.0, 0.0), provider: Provider = "aws", request: float = 0.5) -> None:
+        """Describe it.
+
+        Args:
+            until: when it ends, seconds.
+            down: from when to when the Authentication API fails.
+            provider: AWS's credentials announce their expiry, GCS's don't.
+            request: seconds that a request takes.
+
+        """
+        self.now = 0.0
+        self.wall_offset = EPOCH
+        self.until = until
+        self.down = down
+        self.request = request
+        self.provider: Provider = provider
+        self.asked: list[float] = []
+        self.granted: list[float] = []
+        self.unusable: list[float] = []
+        self.at_each_step: Callable[[], None] = lambda: None
+        self.ended = threading.Event()
+        self.source = RenewingSource(
+            provider,
+            self._fetch,
+            requested=HOUR,
+            clock=lambda: self.now,
+            wall_clock=lambda: self.now + self.wall_offset,
+            dice=random.Random(1),
+            wait=self._wait,
+        )
+
+    def run(self) -> None:
+        """Live until the end."""
+        self.source.start()
+        assert self.ended.wait(60)
+        self.source.close(PATIENCE)
+
+    def _fetch(self) -> Grant:
+        self.asked.append(self.now)
+        asked_wall = self.now + self.wall_offset
+        self.now += self.request
+        if self.down[0] <= self.now < self.down[1]:
+            raise ServiceUnavailable("the Authentication API is failing")
+        self.granted.append(self.now)
+        number = len(self.granted)
+        if self.provider == "gcp":
+            return Grant(ROOT, GcpCredential(f"secret-{number}", asked_wall + HOUR))
+        return Grant(ROOT, AwsCredential(f"key-{number}", "secret", "session", asked_wall + HOUR))
+
+    def _wait(self, _: threading.Condition, seconds: float) -> None:
+        """Called by the thread with the source's lock."""
+        self.now += seconds
+        if not self.source._usable(self.now):
+            self.unusable.append(self.now)
+        self.at_each_step()
+        if self.now >= self.until:
+            self.source._closed = True
+            self.ended.set()
+
+
+@pytest.mark.parametrize("provider", ["aws", "gcp"])
+def test_a_day_without_a_gap(provider: Provider) -> None:
+    """Each renewal comes between 0.65 and 0.75 of the hour, and there is a usable credential at every second."""
+    day = Simulation(until=24 * HOUR, provider=provider)
+    day.run()
+    assert len(day.granted) > 24
+    ages = [later - earlier for earlier, later in zip(day.asked, day.asked[1:], strict=False)]
+    assert all(0.65 * HOUR - 2 <= age <= 0.75 * HOUR + 2 for age in ages)
+    assert len(set(ages)) > 10  # jitter
+    assert day.unusable == []
+
+
+@pytest.mark.parametrize("jump", [HOUR, -HOUR, 11 * HOUR, -11 * HOUR])
+def test_a_wall_clock_that_jumps_changes_nothing(jump: float) -> None:
+    """Terms are measured on the monotonic clock."""
+    day = Simulation(until=6 * HOUR)
+
+    def step() -> None:
+        day.wall_offset = EPOCH + (jump if 5000 < day.now < 12000 else 0)
+
+    day.at_each_step = step
+    day.run()
+    ages = [later - earlier for earlier, later in zip(day.asked, day.asked[1:], strict=False)]
+    assert all(0.65 * HOUR - 2 <= age <= 0.75 * HOUR + 2 for age in ages)
+    assert day.unusable == []
+
+
+def test_an_outage_within_the_lifetime_is_not_noticed(caplog: pytest.LogCaptureFixture) -> None:
+    """Tries go on, a minute apart at most; the log has one line when it begins to fail and one when it works again."""
+    caplog.set_level(logging.INFO, "optfs")
+    outage = Simulation(until=HOUR, down=(1.0, 3300.0))
+    outage.run()
+    assert outage.unusable == []
+    assert 3300 <= outage.granted[1] <= 3300 + 62
+    assert len(outage.asked) < 30
+    assert [record.levelname for record in caplog.records] == ["WARNING", "INFO"]
+
+
+@pytest.mark.parametrize("end", [3605.0, 3630.0, 3670.0, 9000.0])
+def test_after_an_outage_beyond_the_expiry_work_goes_on_within_seconds(end: float) -> None:
+    """Also where a long pause began while the credential still lived."""
+    outage = Simulation(until=end + 60, down=(1.0, end))
+    outage.run()
+    assert outage.unusable[0] >= HOUR - 10
+    assert end <= outage.granted[1] <= end + 5
+    pauses = [later - earlier for earlier, later in zip(outage.asked, outage.asked[1:], strict=False)]
+    assert min(pauses[1:]) >= 0.1
+
+
+def source_of(fetch: Callable[[], Grant], **settings: object) -> RenewingSource:
+    """Return a source with real waits."""
+    return RenewingSource("aws", fetch, requested=HOUR, **settings)  # type: ignore[arg-type]  # keywords handed on
+
+
+class Clock:
+    """A clock that stands still until it is moved."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        """Return the moment."""
+        return self.now
+
+
+class Api:
+    """Numbered grants, one a request; or failures; or, while `gate` is closed, nothing."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.failure: OptfsError | None = None
+        self.gate = threading.Event()
+        self.gate.set()
+        self.entered = threading.Event()
+        self.root = ROOT
+
+    def __call__(self) -> Grant:
+        """Answer."""
+        self.count += 1
+        self.entered.set()
+        assert self.gate.wait(PATIENCE * 2)
+        if self.failure is not None:
+            raise self.failure
+        return Grant(self.root, AwsCredential(f"key-{self.count}", "very-secret", "session", time.time() + HOUR))
+
+
+@contextmanager
+def started(source: RenewingSource) -> Iterator[RenewingSource]:
+    """Start a source and close it."""
+    source.start()
+    try:
+        yield source
+    finally:
+        source.close(PATIENCE)
+
+
+def key(credential: Credential) -> str:
+    """Return which grant a credential is of."""
+    assert isinstance(credential, AwsCredential)
+    return credential.access_key
+
+
+def until(condition: Callable[[], bool]) -> None:
+    """Wait for another thread."""
+    end = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < end, "nothing happened"
+        time.sleep(0.005)
+
+
+def test_start_raises_what_asking_raises() -> None:
+    """A refused token is told before anything is mounted."""
+    api = Api()
+    api.failure = TokenRefused("no")
+    with pytest.raises(TokenRefused):
+        source_of(api).start()
+
+
+def test_the_held_credential_comes_at_once() -> None:
+    """Without a request, whatever the time limit."""
+    api = Api()
+    with started(source_of(api)) as source:
+        assert key(source.current(0.0)) == "key-1"
+        assert source.root == ROOT
+        assert api.count == 1
+
+
+def test_many_who_reject_one_credential_cause_one_renewal() -> None:
+    """All wait for it and get its fruit, also those who came while it was under way; no second one follows."""
+    api = Api()
+    waiting: set[str] = set()
+    idle = threading.Event()
+
+    def wait(condition: threading.Condition, seconds: float) -> None:
+        name = threading.current_thread().name
+        waiting.add(name)
+        if name == "renew-aws" and api.count == 2:
+            idle.set()
+        condition.wait(seconds)
+
+    with started(source_of(api, wait=wait)) as source:
+        refused = source.current(0.0)
+        got: list[str] = []
+        api.entered.clear()
+        api.gate.clear()
+        readers = [
+            threading.Thread(target=lambda: got.append(key(source.reject(refused, PATIENCE))), name=f"reader-{number}", daemon=True)
+            for number in range(16)
+        ]
+        for reader in readers:
+            reader.start()
+        until(lambda: len([name for name in waiting if name.startswith("reader")]) == 16)
+        assert api.entered.wait(PATIENCE)
+        idle.clear()
+        api.gate.set()
+        for reader in readers:
+            reader.join(PATIENCE)
+        until(lambda: idle.is_set() or api.count > 2)
+        assert got == ["key-2"] * 16
+        assert api.count == 2
+
+
+def test_rejecting_a_former_credential_renews_nothing() -> None:
+    """A request that was signed before the last renewal."""
+    api = Api()
+    with started(source_of(api)) as source:
+        first = source.current(0.0)
+        source.reject(first, PATIENCE)
+        assert key(source.reject(first, 0.0)) == "key-2"
+        assert api.count == 2
+
+
+def test_rejecting_what_was_just_renewed_ends() -> None:
+    """A store that refuses everything must not cause a renewal a request; seconds later one more is made."""
+    api = Api()
+    clock = Clock()
+    with started(source_of(api, clock=clock)) as source:
+        second = source.reject(source.current(0.0), PATIENCE)
+        with pytest.raises(CredentialRejected):
+            source.reject(second, PATIENCE)
+        assert api.count == 2
+        clock.now += 6
+        assert key(source.reject(second, PATIENCE)) == "key-3"
+
+
+def test_an_expired_credential_is_waited_for() -> None:
+    """For as long as the caller has time, and no longer."""
+    api = Api()
+    clock = Clock()
+    with started(source_of(api, clock=clock)) as source:
+        api.entered.clear()
+        api.gate.clear()
+        clock.now += HOUR
+        with pytest.raises(DeadlineExceeded):
+            source.current(0.0)
+        assert api.entered.wait(PATIENCE)
+        got: list[str] = []
+        reader = threading.Thread(target=lambda: got.append(key(source.current(PATIENCE))), daemon=True)
+        reader.start()
+        api.gate.set()
+        reader.join(PATIENCE)
+        assert got == ["key-2"]
+
+
+@pytest.mark.parametrize(
+    ("failure", "expected"),
+    [(TokenRefused("no"), TokenRefused), (ServiceUnavailable("down"), ServiceUnavailable), (ConfigError("file is gone"), AccessError)],
+)
+def test_a_failed_renewal_is_told_to_whoever_needs_it(failure: OptfsError, expected: type[OptfsError]) -> None:
+    """As an error that a read may fail with; and all recovers when the cause is gone."""
+    api = Api()
+    clock = Clock()
+    with started(source_of(api, clock=clock)) as source:
+        api.failure = failure
+        clock.now += HOUR
+        with pytest.raises(expected) as caught:
+            source.current(PATIENCE)
+        assert caught.value is not failure  # each thread's traceback is its own
+        assert source.status().last_error == failure.message
+        api.failure = None
+        clock.now += 10
+        until(lambda: source.status().last_error == "")
+        assert key(source.current(0.0)) != "key-1"
+
+
+def test_who_comes_during_a_pause_is_told_at_once() -> None:
+    """And causes no request: a storm of readers must not become one of requests."""
+    api = Api()
+    clock = Clock()
+    with started(source_of(api, clock=clock)) as source:
+        api.failure = ServiceUnavailable("down")
+        clock.now += HOUR
+        with pytest.raises(ServiceUnavailable):
+            source.current(PATIENCE)
+        count = api.count
+        for _ in range(100):
+            with pytest.raises(ServiceUnavailable):
+                source.current(PATIENCE)
+        assert api.count == count
+
+
+@pytest.mark.log_errors
+def test_a_bug_in_asking_ends_no_thread() -> None:
+    """The mount would be lost an hour later."""
+    api = Api()
+    clock = Clock()
+    broken = threading.Event()
+
+    def fetch() -> Grant:
+        if broken.is_set():
+            raise KeyError("very-secret")
+        return api()
+
+    with started(source_of(fetch, clock=clock)) as source:
+        broken.set()
+        clock.now += HOUR
+        with pytest.raises(AccessError):
+            source.current(PATIENCE)
+        broken.clear()
+        clock.now += 10
+        until(lambda: source.status().last_error == "")
+
+
+def test_another_bucket_in_the_middle_is_not_believed(caplog: pytest.LogCaptureFixture) -> None:
+    """The tree shown is that of the first answer."""
+    api = Api()
+    with started(source_of(api)) as source:
+        api.root = AccountRoot("9", "aws", "optimizely-events-data", "v1/account_id=9/")
+        source.reject(source.current(0.0), PATIENCE)
+        assert source.root == ROOT
+    assert "another bucket" in caplog.text
+
+
+def test_status_shows_no_secret() -> None:
+    """It is printed."""
+    api = Api()
+    with started(source_of(api)) as source:
+        status = source.status()
+        assert (status.provider, status.account, status.bucket, status.renewals) == ("aws", "123", ROOT.bucket, 1)
+        assert status.expires_at == pytest.approx(time.time() + HOUR, abs=120)
+        assert "secret" not in repr(status)
+
+
+def test_close_wakes_who_waits_and_leaves_a_stuck_request_behind() -> None:
+    """An unmount isn't held up by the API."""
+    api = Api()
+    clock = Clock()
+    source = source_of(api, clock=clock)
+    source.start()
+    api.entered.clear()
+    api.gate.clear()
+    clock.now += HOUR
+    failures: list[OptfsError] = []
+
+    def read() -> None:
+        try:
+            source.current(PATIENCE)
+        except OptfsError as error:
+            failures.append(error)
+
+    reader = threading.Thread(target=read, daemon=True)
+    reader.start()
+    assert api.entered.wait(PATIENCE)
+    source.close(0.05)
+    reader.join(PATIENCE)
+    assert isinstance(failures[0], AccessError)
+    api.gate.set()
+    source.close(PATIENCE)
+    assert not any(thread.name == "renew-aws" and thread.is_alive() for thread in threading.enumerate())
+
+
+def test_a_pause_of_the_client_ends_with_the_source() -> None:
+    """Without waiting for the pause's end."""
+    api = Api()
+    source = source_of(api)
+    source.start()
+    source.close(PATIENCE)
+    assert source.pause(3600.0)
+
+
+def test_a_rejected_guess_is_learned_and_forgotten() -> None:
+    """Tokens that die after 100 s are renewed before that; after one odd rejection the full lifetime comes back."""
+    guess = schedule.Guess(HOUR).rejected(100.0)
+    assert guess.bound == 100.0
+    assert guess.rejected(200.0).bound == 100.0
+    assert guess.rejected(0.0).bound == schedule.SHORTEST
+    spent = 0.0
+    guess = guess.rejected(0.0)
+    while guess.bound < HOUR:
+        spent += guess.bound
+        guess = guess.lived()
+    assert spent < 6 * HOUR
+
+
+LUCK = st.floats(0, 1, exclude_max=True)
+
+
+@given(st.integers(1, 10_000), LUCK, st.floats(0, 1e6), st.floats(0, 1e6))
+def test_pauses_have_bounds(count: int, luck: float, at: float, usable_until: float) -> None:
+    """At least 0.1 s, at most a minute, and at most 4 s beyond the moment from which there is no credential."""
+    retry = schedule.Setback(count, at, luck).retry_at(usable_until)
+    assert at + 0.1 <= retry <= at + 60
+    assert retry <= max(at, usable_until) + 4
+
+
+@given(st.floats(-1e10, 1e10), st.floats(900, HOUR), LUCK)
+def test_terms_have_bounds(ahead: float, requested: float, luck: float) -> None:
+    """Whatever expiry is announced: a lifetime of some seconds to what was asked for, renewed and given up before its end."""
+    seconds = schedule.lifetime(EPOCH + ahead, EPOCH, requested)
+    assert schedule.SHORTEST <= seconds <= requested + 60
+    term = schedule.term(100.0, seconds, luck)
+    assert 100.0 < term.renew_at < term.unusable_at < 100.0 + seconds
