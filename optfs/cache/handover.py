@@ -21,8 +21,8 @@ TOUCH_DELAY = 2.0
 IDLE = 30.0
 """Seconds after which an idle writer looks at the free space."""
 
-PATIENCE = 0.1
-"""Seconds. 24 workers that wait so long for each block of 4 MiB still fetch 1 GB/s."""
+PATIENCE = 0.3
+"""Seconds. A disk that writes 320 MB/s or more keeps every block of a stream; on a stuck one 24 workers that wait so long still fetch as much."""
 
 _TOUCHES_REMEMBERED = 20_000
 _PENDING_LIMIT = 10_000

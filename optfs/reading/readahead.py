@@ -5,9 +5,10 @@ deliver requests out of order, so a read that begins a little beyond the frontie
 filled; too many intervals mean strides, not a stream.
 
 Rules
-- The first read of the file at offset 0 presumes a stream. Any other is random until contiguity is seen.
-- A read elsewhere doesn't end a stream: it is remembered (`_recent`), and becomes the stream when the next read continues it; the run left is
-  remembered in turn, so that a few interleaved streams find back to their own lengths. More than `STRAYS` reads elsewhere in a row end it.
+- The first read of the file at offset 0 presumes a stream. Any other is random until a run longer than `LONGEST_SINGLE` is seen.
+- A read elsewhere doesn't end a stream: it is remembered (`_recent`), and becomes the stream when reads that continue it have made it long
+  enough; the run left is remembered in turn, so that a few interleaved streams find back to their own lengths. More than `STRAYS` reads
+  elsewhere in a row end it.
 - The window ahead is `GROWTH` × the run's length, at most the caller's cap, and at least one block for a run that began at 0. Growth by
   multiples of what was consumed is wide after a few requests (a window that doubles from two blocks spends a quarter of a GiB's time on it),
   and never fetches more than `GROWTH` times what was read.
@@ -29,6 +30,11 @@ RECENT = 8
 STRAYS = 8
 RUN = 4 * PIECE
 """A run of pieces is fetched ahead once it is this long or reaches its block's end: single pieces would cost a request each."""
+
+
+LONGEST_SINGLE = MiB
+"""A run in the middle of a file is a stream once it is longer: the kernel asks for a program's one read of up to this in adjacent pieces.
+Random reads of 256 KiB, which arrive as two of 128 KiB, fetched 18 times what was read when two adjacent requests made a stream."""
 
 
 class Sequence:
@@ -147,6 +153,9 @@ class Sequence:
     def _note_elsewhere(self, start: int, end: int) -> bool:
         for index, (low, high) in enumerate(self._recent):
             if low < start <= high < end:
+                if end - low <= LONGEST_SINGLE:
+                    self._recent[index] = (low, end)
+                    break
                 del self._recent[index]
                 if self.streaming:
                     self._remember(self.origin, self.frontier)

@@ -116,6 +116,17 @@ def test_interleaved_streams_find_back_to_their_own_lengths() -> None:
     assert sequence.frontier - sequence.origin == 10 * MiB
 
 
+@pytest.mark.parametrize("length", [256 * KiB, 512 * KiB, MiB])
+def test_one_read_in_adjacent_requests_is_no_stream(length: int) -> None:
+    """The kernel splits a random read of up to a MiB into requests of 128 KiB: nothing is fetched ahead of those."""
+    sequence = Sequence(SIZE)
+    dice = random.Random(length)
+    for _ in range(100):
+        offset = dice.randrange(1, SIZE // length - 1) * length
+        noted(sequence, requests(128 * KiB, length // (128 * KiB), offset))
+        assert not list(sequence.ahead(WIDE))
+
+
 @given(st.lists(st.tuples(st.integers(0, SIZE - 1), st.integers(1, 2 * MiB)), max_size=60), st.sampled_from([2 * BLOCK, WIDE]))
 def test_what_is_fetched_ahead_is_aligned_within_the_file_and_each_once(reads: list[tuple[int, int]], cap: int) -> None:
     """Ranges are blocks, or runs of pieces within one block, and end where the file does."""
