@@ -119,7 +119,11 @@ class Session:
         if said.text:  # what other threads logged meanwhile
             os.write(2, said.text.encode())
         self._widen_readahead()
-        on_ready()
+        try:
+            on_ready()
+        except BaseException:
+            self.stop()  # else the end of the process would leave a dead mount point
+            raise
         thread.join()
         if self._error is not None:
             logger.warning("the mount at %s ended: %s", self._mountpoint, self._error)
@@ -130,10 +134,10 @@ class Session:
             return
         try:
             mounts.unmount(self._mountpoint)
-        except MountError as busy:
-            if mounts.find(self._mountpoint) is None:
+        except MountError as failure:
+            if self._is_unmounted():
                 return
-            logger.info("%s; its users lose it", busy.message)
+            logger.info("%s; its users lose it", failure.message)
         else:
             return
         assert self._core is not None
@@ -143,6 +147,12 @@ class Session:
         if not self._ended.wait(_LEAVE_SECONDS):
             with contextlib.suppress(MountError):
                 mounts.unmount(self._mountpoint, lazy=True)
+
+    def _is_unmounted(self) -> bool:
+        try:
+            return mounts.find(self._mountpoint) is None
+        except MountError:  # can't be told, for want of a descriptor
+            return False
 
     def _on_start(self) -> None:
         self._started.set()
@@ -169,12 +179,12 @@ class Session:
         return options
 
     def _widen_readahead(self) -> None:
-        found = mounts.find(self._mountpoint)
-        if found is None:
-            return
         try:
+            found = mounts.find(self._mountpoint)
+            if found is None:
+                return
             Path(f"/sys/class/bdi/{found.device}/read_ahead_kb").write_text(f"{READ_AHEAD_KIB}\n", encoding="ascii")
-        except OSError as error:  # only root may
+        except (OSError, MountError) as error:  # only root may
             logger.debug("the kernel's readahead stays as it is: %s", error)
 
 

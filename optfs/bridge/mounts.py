@@ -52,11 +52,18 @@ def parse(table: bytes) -> list[Mount]:
 
 
 def mounts() -> list[Mount]:
-    """Return this machine's mounts that optfs made; empty where there is no /proc."""
+    """Return this machine's mounts that optfs made; empty where there is no /proc.
+
+    Raises:
+        MountError: the table can't be read: this process has no descriptor left.
+
+    """
     try:
         table = Path("/proc/self/mountinfo").read_bytes()
-    except OSError:
+    except FileNotFoundError:
         return []
+    except OSError as error:
+        raise MountError(f"the table of mounts can't be read: {error.strerror}") from error
     return [mount for mount in parse(table) if mount.fstype == FSTYPE]
 
 
@@ -115,6 +122,8 @@ def unmount(mountpoint: str | os.PathLike[str], *, lazy: bool = False) -> None:
             )
         except subprocess.TimeoutExpired as error:
             raise MountError(f"{path}: {command[0]} doesn't end; try `optfs umount --lazy`") from error
+        except OSError as error:  # this process has no descriptor or no memory left
+            raise MountError(f"{path} can't be unmounted: {command[0]} can't be started: {error.strerror}") from error
         if done.returncode == 0:
             return
         reason = done.stderr.decode("utf-8", "replace").strip().replace("\n", "; ") or f"{command[0]} failed"

@@ -5,6 +5,8 @@ import logging
 import os
 import stat
 import sys
+import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,10 +14,10 @@ import pytest
 from optfs import errors
 from optfs.bridge import bindings, mounting, mounts
 from optfs.bridge.errnos import ErrorReporter, errno_of
-from optfs.bridge.handlers import REFUSED, Handlers
+from optfs.bridge.handlers import REFUSED, Core, Handlers
 from optfs.bridge.kernel_cache import KernelCache
 from optfs.bridge.structs import StatLayout
-from optfs.filesystem import Attributes
+from optfs.filesystem import Attributes, FileSystem, Owner
 
 ERRNOS = [
     (errors.NotFound, errno.ENOENT),
@@ -224,3 +226,48 @@ def test_attributes_are_packed_where_c_expects_them() -> None:
         assert (shown.st_blocks, shown.st_uid, shown.st_gid) == (9_765_625, 7, 8)
         for time in (shown.st_mtimespec, shown.st_atimespec, shown.st_ctimespec):
             assert (time.tv_sec, time.tv_nsec) == (1_700_000_000, 250_000_000)
+
+
+def _session(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, loop: Callable[[Core], None]) -> mounting.Session:
+    """Return a session whose libfuse is `loop`."""
+    monkeypatch.setattr(bindings, "load", lambda _binding: lambda core, _mountpoint, _options: loop(core))
+    filesystem = FileSystem(
+        None,  # type: ignore[arg-type]  # never asked
+        None,  # type: ignore[arg-type]  # never asked
+        roots={},
+        owner=Owner(0, 0, 0),
+        cache=None,
+        timeout=1.0,
+        clock=Clock(),
+    )
+    return mounting.Session(filesystem, str(tmp_path), mounting.MountOptions("fuse3", "123"))
+
+
+def test_what_libfuse_says_is_the_reason_of_a_refusal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It says so on the standard error only."""
+
+    def refuse(_core: Core) -> None:
+        os.write(2, b"fusermount3: not on a Tuesday\n")
+        raise RuntimeError(1)
+
+    with pytest.raises(errors.MountError, match="not on a Tuesday; `optfs doctor`"):
+        _session(tmp_path, monkeypatch, refuse).run(lambda: pytest.fail("not ready"))
+
+
+def test_a_mount_that_cannot_be_announced_is_unmounted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else a dead mount point would stay behind."""
+    unmounted = threading.Event()
+
+    def loop(core: Core) -> None:
+        core.started()
+        unmounted.wait(30)
+
+    monkeypatch.setattr(mounts, "unmount", lambda *_arguments, **_options: unmounted.set())
+    session = _session(tmp_path, monkeypatch, loop)
+
+    def announce() -> None:
+        raise errors.ConfigError("nobody listens")
+
+    with pytest.raises(errors.ConfigError):
+        session.run(announce)
+    assert unmounted.is_set()
