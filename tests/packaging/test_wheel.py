@@ -53,7 +53,8 @@ def program(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     venv.create(folder, with_pip=False, symlinks=True)
     python = folder / "bin" / "python"
     site = Path(sysconfig.get_path("purelib", vars={"base": str(folder), "platbase": str(folder)}))
-    (site / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    present = [path for path in sys.path if path.endswith(("site-packages", "dist-packages"))]
+    (site / "dependencies.pth").write_text("\n".join(present) + "\n")
     line = [sys.executable, "-m", "pip", "--python", str(python), "install", "--quiet", "--no-deps", "--no-index", str(wheel)]
     done = subprocess.run(line, capture_output=True, text=True, timeout=110, check=False)
     assert done.returncode == 0, done.stderr
@@ -77,7 +78,7 @@ def test_the_program_tells_its_version_from_the_installed_copy(program: Path) ->
     done = run(program, "--version")
     assert done.stdout == f"optfs, version {optfs.__version__}\n"
     where = subprocess.run(
-        [program.parent / "python", "-c", "import optfs; print(optfs.__file__)"],
+        [program.parent / "python", "-I", "-c", "import optfs; print(optfs.__file__)"],
         cwd="/",
         capture_output=True,
         text=True,
