@@ -77,8 +77,9 @@ class Blocks:
             return view
 
     def flight(self, part: Part) -> Fetch | None:
-        """Return the fetch that brings a part, or None."""
-        return self._flights.get(part)
+        """Return the fetch that brings a part, for a reader, or None."""
+        with self._lock:
+            return self._given(part)
 
     def known(self, part: Part) -> bool:
         """Return whether a part is resident or in flight; doesn't count as reading it."""
@@ -107,8 +108,9 @@ class Blocks:
             while True:
                 if first in self._read or first in self._ahead:
                     return None
-                if first in self._flights:
-                    return self._flights[first]
+                flight = self._given(first)
+                if flight is not None:
+                    return flight
                 self._check(fetch.parts)
                 if self._closed:
                     raise ServiceUnavailable("the mount is ending")
@@ -138,7 +140,7 @@ class Blocks:
         with self._lock:
             self._forget(fetch)
             for part, view in zip(fetch.parts, views, strict=True):
-                self._insert(part, view, read=fetch.demanded)
+                self._insert(part, view, read=fetch.used)
             self._counters.disk_bytes += from_disk
             self._counters.fetched_bytes += fetch.length - from_disk
             if from_disk == fetch.length:
@@ -243,6 +245,12 @@ class Blocks:
         for part in parts:
             if len(self._failures) < MOST_FAILURES:
                 self._failures[part] = (error, now + FAILURE_HOLDS)
+
+    def _given(self, part: Part) -> Fetch | None:
+        flight = self._flights.get(part)
+        if flight is not None:
+            flight.used = True
+        return flight
 
     def _admit(self, fetch: Fetch) -> None:
         self._taken += fetch.length

@@ -63,6 +63,7 @@ class Fetch:
         "speculative",
         "start",
         "ticket",
+        "used",
     )
 
     def __init__(self, info: ObjectInfo, parts: tuple[Part, ...], *, demanded: bool) -> None:
@@ -71,6 +72,8 @@ class Fetch:
         self.start = parts[0][1]
         self.length = parts[-1][1] + parts[-1][2] - self.start
         self.ticket = Ticket(self)
+        self.used = demanded
+        """Whether a reader was given it; guarded by the lock of `blocks.Blocks`, which sorts its parts by that when they land."""
         self.spare: bytearray | None = None
         """A used buffer of exactly `length` bytes to fill, if memory had one; belongs to the worker."""
         self._changed = threading.Condition(threading.Lock())

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from optfs.errors import AccessDenied, DeadlineExceeded, OptfsError, ServiceError, ServiceUnavailable, VersionGone
 from optfs.reading.blocks import FAILURE_HOLDS, FRESH
-from optfs.reading.files import OpenFile
+from optfs.reading.files import Files, OpenFile
 from optfs.reading.readahead import BLOCK, PIECE
 from optfs.values import KiB, MiB, ObjectInfo
 from tests.support.reading import PATIENCE, FakeCache, FakeStore, HandClock, check, contents, info, nothing_follows, reading, until
@@ -470,3 +470,66 @@ def test_threads_of_one_handle_read_a_stream_out_of_order() -> None:
         assert files.close(PATIENCE)
     assert len(store.requests) == len(set(store.requests)) >= 16
     assert {length for _, _, length in store.requests} <= {BLOCK, 12345}
+
+
+def fill_ahead(files: Files, name: str) -> int:
+    """Fetch blocks ahead that nobody will read, until there is no room; return how many."""
+    for at in range(1000):
+        part = (("aws", f"{name}-{at}", "1"), 0, files.block)
+        if files.fetcher.ahead(info(f"{name}-{at}", files.block), (part,)) is False:
+            return at
+    raise AssertionError("memory has no bound")
+
+
+def test_a_reader_takes_the_room_of_fetches_ahead_that_have_not_begun() -> None:
+    """Memory full of what is only queued holds up nobody."""
+    store = FakeStore()
+    store.gated = lambda info, _start: info.key.startswith("queued")
+    store.gate.clear()
+    with reading(store, memory=8 * MiB, threads=3) as files:
+        assert fill_ahead(files, "queued") >= 16
+        check(files.open(info("wanted", files.block), nothing_follows), 0, MiB)
+
+
+def test_a_reader_takes_the_room_of_what_was_fetched_ahead_last() -> None:
+    """What was fetched ahead first is wanted next."""
+    with reading(FakeStore(), memory=8 * MiB) as files:
+        count = fill_ahead(files, "ahead")
+        until(lambda: files.counters().fresh_bytes == count * files.block)
+        check(files.open(info("wanted", files.block), nothing_follows), 0, MiB)
+        known = [files.blocks.known((("aws", f"ahead-{at}", "1"), 0, files.block)) for at in range(count)]
+        assert known.count(False) == 1
+        assert known[0]
+
+
+def test_what_had_no_room_ahead_of_a_stream_is_fetched_ahead_once_there_is() -> None:
+    """A stream whose blocks had no room doesn't leave them for the reader to wait for."""
+    store, clock = FakeStore(), HandClock()
+    with reading(store, memory=8 * MiB, clock=clock) as files:
+        block = files.block
+        count = fill_ahead(files, "ahead")
+        until(lambda: files.counters().fresh_bytes == count * block)
+        file = files.open(info("stream", 6 * MiB), nothing_follows)
+        store.partial = 4 * KiB
+        store.gated = lambda info, start: info.key == "stream" and start == 0  # a block in flight can't be evicted
+        store.gate.clear()
+        check(file, 0, 1000)  # takes one room, and finds none for the block behind
+        assert ("stream", block, block) not in store.requests
+        clock.now += FRESH + 1
+        check(file, 1000, 1000)
+        until(lambda: ("stream", block, block) in store.requests)
+
+
+def test_a_piece_in_memory_holds_no_more_than_its_own_bytes() -> None:
+    """A piece fetched in a run lets go of the run's buffer."""
+    with reading(FakeStore()) as files:
+        file = files.open(BIG, nothing_follows)
+        check(file, 40 * MiB, 8 * PIECE)
+        until(
+            lambda: (
+                files.blocks.known((("aws", "big", "1"), 40 * MiB, PIECE))
+                and not files.blocks.flight((("aws", "big", "1"), 40 * MiB, PIECE))
+            )
+        )
+        views = file.read(40 * MiB, 10)
+        assert [memoryview(view.obj).nbytes for view in views] == [PIECE]
