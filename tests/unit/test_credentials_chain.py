@@ -1,6 +1,7 @@
 """A user's own credentials, by the real SDKs without a network."""
 
 import json
+import logging
 from pathlib import Path
 
 import pytest
@@ -27,6 +28,8 @@ def bare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BOTO_CONFIG", str(tmp_path / "boto"))
     monkeypatch.setenv("CLOUDSDK_CONFIG", str(tmp_path / "gcloud"))
     monkeypatch.setenv("NO_GCE_CHECK", "true")
+    # google-auth turns this off for the whole process at its first request; put back afterwards, so that other tests don't depend on ours.
+    monkeypatch.setattr(logging.getLogger("google"), "propagate", True)
 
 
 def test_aws_keys_of_a_file(tmp_path: Path) -> None:
