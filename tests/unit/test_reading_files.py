@@ -533,3 +533,18 @@ def test_a_piece_in_memory_holds_no_more_than_its_own_bytes() -> None:
         )
         views = file.read(40 * MiB, 10)
         assert [memoryview(view.obj).nbytes for view in views] == [PIECE]
+
+
+def test_a_fetch_ahead_that_a_reader_joined_is_used() -> None:
+    """Its bytes aren't counted as fetched for nothing, and are as easily given up as others that were read."""
+    store = FakeStore()
+    store.partial = 4 * KiB
+    store.gate.clear()
+    small = info("small", MiB)
+    with reading(store) as files:
+        assert files.fetcher.ahead(small, ((("aws", "small", "1"), 0, MiB),)) is not False
+        until(lambda: len(store.requests) == 1)
+        check(files.open(small, nothing_follows), 0, 1000)
+        store.gate.set()
+        until(lambda: files.counters().misses == 1)
+        assert files.counters().fresh_bytes == 0
