@@ -9,23 +9,29 @@ them all but the connections it is given; nothing else in optfs makes one of the
 import contextlib
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from optfs.bridge.bindings import Binding
 from optfs.cache.disk import BACKLOG, CacheStats, open_cache
 from optfs.cache.room import FreeFloor
 from optfs.config import Config
+from optfs.errors import OptfsError
 from optfs.filesystem import FileSystem, Owner, Totals
 from optfs.reading.files import Files
 from optfs.service.providers import Connected
 from optfs.stores.protocol import Store
 from optfs.stores.retry import RetryingStore
 from optfs.tree.catalog import Catalog
-from optfs.values import Provider
+from optfs.tree.folders import Folder
+from optfs.values import Deadline, Provider
 from optfs.workers import WorkerPool
 
 FETCH_THREADS = 24
 """Ranged GETs and listings at once: more brought nothing on two cores, fewer left the network idle."""
+
+FIRST_TYPES = 8
+"""Types that are listed before a mount is called usable; an export has two or three."""
 
 CLOSE_LIMIT = 3.0
 """Seconds that running fetches get to end; what they bring nobody wants any more."""
@@ -59,6 +65,27 @@ class Mount:
             clock=time.monotonic,
             totals=self._totals,
         )
+
+    def list_first(self) -> None:
+        """List the account and its types, the types at once, so that the first look at the mount finds its upper levels listed.
+
+        A failure is left to whoever looks.
+        """
+        if not self.config.listing_ttl:
+            return
+
+        def types() -> list[str]:
+            deadline = Deadline.after(time.monotonic, self.config.timeout)
+            return [
+                f"/{self.account}/{name}" for name, node in self.catalog.children(f"/{self.account}", deadline) if isinstance(node, Folder)
+            ]
+
+        def list_folder(path: str) -> None:
+            with contextlib.suppress(OptfsError):
+                self.catalog.children(path, Deadline.after(time.monotonic, self.config.timeout))
+
+        with contextlib.suppress(OptfsError), ThreadPoolExecutor(FIRST_TYPES) as threads:
+            list(threads.map(list_folder, types()[:FIRST_TYPES]))
 
     def _totals(self) -> Totals:
         known = self.catalog.statistics()

@@ -68,6 +68,7 @@ def run(config: Config, mountpoint: Path, announce: Callable[[], None], *, foreg
             from optfs.service import metrics  # noqa: PLC0415 - only when asked for
 
             stack.callback(metrics.serve(config.metrics, lambda: report.document(mount)))
+        mount.list_first()
         control = ControlServer(Path(mounts.resolve(mountpoint)), lambda: report.document(mount))
         stack.callback(control.close)
         options = mounting.MountOptions(binding, mount.account, config.allow_other, config.listing_ttl)
