@@ -1,15 +1,24 @@
 """What is mounted on this machine: the kernel's table of mounts, and what the processes behind it tell.
 
 A mount's `state` is `mounted` (its process answered), `dead` (its process is gone), or `silent` (it doesn't answer, or is another user's).
+
+Mounts are looked at all at once, each in a thread that is left behind after `PATIENCE` seconds: looking at a mount whose service hangs, hangs
+for that mount's timeout, and must not keep the others from being shown.
 """
 
+import threading
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from optfs.bridge import mounts as table
 from optfs.service import control
 
 Document = dict[str, Any]
+T = TypeVar("T")
+
+PATIENCE = 5.0
+"""Seconds: more than `control.PATIENCE`."""
 
 
 def mounts(mountpoint: Path | None = None, folder: Path | None = None) -> list[Document]:
@@ -18,7 +27,8 @@ def mounts(mountpoint: Path | None = None, folder: Path | None = None) -> list[D
     points = sorted({found.mountpoint for found in table.mounts() if wanted in {None, found.mountpoint}})
     if wanted is None:
         _forget_dead(folder)
-    return [_describe(point, folder) for point in points]
+    silent: list[Document] = [{"state": "silent", "mountpoint": point} for point in points]
+    return _each(lambda point: _describe(point, folder), points, silent)
 
 
 def _describe(point: str, folder: Path | None) -> Document:
@@ -30,5 +40,20 @@ def _describe(point: str, folder: Path | None) -> Document:
 
 def _forget_dead(folder: Path | None) -> None:
     """Remove sockets on which nobody listens: asking does that."""
-    for path in control.sockets(folder):
-        control.ask(path)
+    paths = control.sockets(folder)
+    _each(control.ask, paths, [None] * len(paths))
+
+
+def _each(look: Callable[[Any], T], subjects: Sequence[Any], otherwise: Sequence[T]) -> list[T]:
+    """Return what `look` says of each subject, or the value at its place in `otherwise` where that takes too long or fails."""
+    found = list(otherwise)
+
+    def store(place: int) -> None:
+        found[place] = look(subjects[place])
+
+    threads = [threading.Thread(target=store, args=(place,), daemon=True) for place in range(len(subjects))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(PATIENCE)
+    return list(found)
