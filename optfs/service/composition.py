@@ -3,7 +3,8 @@
 From bottom to top: stores with retries, the block cache, the pool of fetching threads, the catalog, open files, the file system. `Mount` owns
 them all but the connections it is given; nothing else in optfs makes one of these for a running mount.
 
-`--memory` is shared: an eighth of it, at most `BACKLOG`, for blocks that wait to be written to the cache, the rest for open files.
+`--memory` is shared: an eighth of it, at most `BACKLOG`, for blocks that wait to be written to the cache, the rest for open files, which
+`Files` sees to itself.
 """
 
 import contextlib
@@ -54,7 +55,8 @@ class Mount:
         self.cache = open_cache(config.cache_dir, limit=config.cache_size, min_free=floor, backlog=backlog)
         self.pool = WorkerPool("fetch", FETCH_THREADS)
         self.catalog = Catalog(stores, pool=self.pool, listing_ttl=config.listing_ttl, timeout=config.timeout)
-        self.files = Files(stores, self.cache, pool=self.pool, memory=config.memory - backlog, timeout=config.timeout)
+        block_cache = self.cache if config.cache_size else None
+        self.files = Files(stores, block_cache, pool=self.pool, memory=config.memory, timeout=config.timeout)
         self.filesystem = FileSystem(
             self.catalog,
             self.files,
@@ -100,4 +102,5 @@ class Mount:
         with contextlib.ExitStack() as stack:
             stack.callback(self.cache.close)
             stack.callback(self.pool.close, CLOSE_LIMIT)
+            stack.callback(self.files.close, CLOSE_LIMIT)
             stack.callback(self.catalog.close)

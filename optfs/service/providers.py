@@ -189,13 +189,18 @@ def _from_token(config: Config, provider: Provider, read_token: Callable[[], str
     requested = config.credential_duration if provider == "aws" else LIFETIME
     fetch = partial(client.fetch_aws, requested) if provider == "aws" else client.fetch_gcp
     source = _ClosingSource(provider, fetch, requested=requested)
-    source.on_close = closed.set
+
+    def end() -> None:
+        closed.set()
+        client.close()  # a request under way ends
+
+    source.on_close = end
     source.start()
     return source
 
 
 class _ClosingSource(RenewingSource):
-    """A renewing source whose client stops pausing when it is closed."""
+    """A renewing source whose client stops when it is closed."""
 
     on_close: Callable[[], None] = staticmethod(lambda: None)
 
