@@ -1,0 +1,290 @@
+"""A network and services that fail in every way, under a real mount.
+
+Whatever happens, a program gets the right bytes or an error within `--timeout`: never a wrong byte, never an end before the file's end,
+never an empty folder that isn't empty, and never another's fault.
+"""
+
+import errno
+import random
+import signal
+import subprocess
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from optfs.demo.faults import Action, Answer, Fault, Html, Redirect, Reset, Stall, Truncate, WrongContentRange, WrongLength
+from optfs.demo.services import Services
+from optfs.demo.traffic import Request
+from optfs.values import MiB
+from tests.support.broken import SLACK, TIMEOUT, Ground, Outcome, all_at_once, ground, names, read, readable
+from tests.support.mounting import LIMIT, eventually
+
+SMALL = random.Random(1).randbytes(700_001)
+BIG = random.Random(2).randbytes(24 * MiB + 5)
+SLOW_DOWN = Answer(503, b"<Error><Code>SlowDown</Code><Message>Please reduce your request rate.</Message></Error>")
+ELSEWHERE = Redirect("http://127.0.0.1:1/")
+
+BROKEN: dict[str, Action] = {
+    "500": Answer(500),
+    "502 of a proxy": Html(502),
+    "slow-down": SLOW_DOWN,
+    "429": Answer(429),
+    "sign-in page": Html(200),
+    "empty answer": Answer(200),
+    "reset": Reset(None),
+    "stalled": Stall(None),
+}
+BROKEN_BODIES: dict[str, Action] = {
+    "reset at the body": Reset(0),
+    "reset in the body": Reset(300_000),
+    "stalled at the body": Stall(0),
+    "stalled in the body": Stall(300_000),
+    "cut at the body": Truncate(0),
+    "cut a byte early": Truncate(len(SMALL) - 1),
+    "wrong range": WrongContentRange(),
+    "no range": WrongContentRange(None),
+    "another range": WrongContentRange(f"bytes 1-{len(SMALL)}/{len(SMALL) + 1}"),
+    "shorter": WrongLength(-1),
+    "longer": WrongLength(7),
+}
+
+FAILED = {errno.EIO, errno.ETIMEDOUT}
+"""What is tried again until it is given up: whether tries or time come to their end first depends on the length of random pauses."""
+
+LASTING: dict[str, tuple[Action, set[int]]] = {
+    "500": (Answer(500), FAILED),
+    "slow-down": (SLOW_DOWN, FAILED),
+    "sign-in page": (Html(200), FAILED),
+    "redirect": (ELSEWHERE, {errno.EIO}),
+    "empty answer": (Answer(200), FAILED),
+    "reset": (Reset(None), FAILED),
+    "reset at the body": (Reset(0), FAILED),
+    "cut at the body": (Truncate(0), FAILED),
+    "stalled": (Stall(None), {errno.ETIMEDOUT}),
+    "stalled at the body": (Stall(0), {errno.ETIMEDOUT}),
+    "wrong range": (WrongContentRange("bytes 1-5/*"), FAILED),
+    "no range": (WrongContentRange(None), FAILED),
+    "shorter": (WrongLength(-1), FAILED),
+    "longer": (WrongLength(7), FAILED),
+    "another size": (WrongContentRange("bytes 0-9/10"), {errno.EIO, errno.ESTALE}),
+    "deleted": (Answer(404), {errno.ESTALE}),
+    "overwritten": (Answer(412), {errno.ESTALE}),
+    "out of range": (Answer(416), {errno.ESTALE}),
+    "refused": (Answer(403, b"<Error><Code>AccessDenied</Code></Error>"), {errno.EACCES}),
+}
+FOREVER = {"stalled", "reset", "sign-in page", "empty answer", "slow-down"}
+
+
+def folder_of(name: str) -> str:
+    """Return a folder of its own for a test's file, so that no walk fetches others ahead."""
+    return f"type={name.replace(' ', '-')}/date=2026-11-01/"
+
+
+def file_of(name: str) -> str:
+    """Return the key of a test's file."""
+    return folder_of(name) + "part-0.parquet"
+
+
+EITHER = [("aws", "fuse3"), ("gcp", "fuse3")]
+with_either_binding = pytest.mark.parametrize("shared", [*EITHER, ("aws", "fuse2")], ids="-".join, indirect=True)
+
+
+@pytest.fixture(scope="module", params=EITHER, ids="-".join)
+def shared(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ground]:
+    """A mount for many tests; each has files of its own, and takes its faults away."""
+    provider, binding = request.param
+    with ground(Services(), tmp_path_factory.mktemp("network"), provider, binding, "--listing-ttl", "0s") as ready:
+        yield ready
+
+
+@with_either_binding
+def test_a_fault_that_goes_away_is_not_seen(shared: Ground) -> None:
+    """Each kind once, all at the same time: every file is read whole, and each fault did strike."""
+    actions = {f"once {name}": action for name, action in {**BROKEN, **BROKEN_BODIES}.items()}
+    for name in actions:
+        shared.services.put(file_of(name), SMALL)
+    faults = {name: shared.break_key("get", file_of(name), action, times=1) for name, action in actions.items()}
+    got = all_at_once({name: shared.path(file_of(name)) for name in actions}, read)
+    assert {name: outcome.errno for name, outcome in got.items()} == dict.fromkeys(actions, 0)
+    assert [name for name, outcome in got.items() if outcome.content != SMALL] == []
+    assert {name: fault.hits for name, fault in faults.items()} == dict.fromkeys(actions, 1)
+
+
+@with_either_binding
+def test_a_fault_that_stays_is_an_error_in_time(shared: Ground) -> None:
+    """Never an end that isn't one; and the same file is read without a remount when the fault is gone."""
+    for name in LASTING:
+        shared.services.put(file_of(name), SMALL)
+    paths = {name: shared.path(file_of(name)) for name in LASTING}
+    for path in paths.values():
+        path.stat()
+    faults = [shared.break_key("get", file_of(name), action) for name, (action, _) in LASTING.items()]
+    got = all_at_once(paths, read)
+    assert {name: outcome.errno for name, outcome in got.items() if outcome.errno not in LASTING[name][1]} == {}
+    assert [name for name, outcome in got.items() if outcome.content != b""] == []
+    assert {name: outcome.seconds for name, outcome in got.items() if outcome.seconds > TIMEOUT + SLACK} == {}
+    for fault in faults:
+        shared.services.faults.remove(fault)
+    for path in paths.values():
+        readable(path, SMALL)
+
+
+def test_a_listing_that_fails_is_no_empty_folder(shared: Ground) -> None:
+    """One failure isn't seen, lasting ones are errors in time, and the folder is listed when they end."""
+    once = {name: f"list once {name}" for name in [*BROKEN, "reset at the body", "cut at the body", "stalled at the body"]}
+    for folder in once.values():
+        shared.services.put(file_of(folder), b"x")
+    assert len(names(shared.mount.account)[0]) >= len(once)
+    for name, folder in once.items():
+        shared.break_key("list", folder_of(folder), {**BROKEN, **BROKEN_BODIES}[name], times=1)
+    got = all_at_once({name: shared.path(folder_of(folder)) for name, folder in once.items()}, names)
+    assert {name: (found, number) for name, (found, number, _) in got.items()} == dict.fromkeys(once, (["part-0.parquet"], 0))
+
+
+def test_a_listing_that_goes_on_failing_is_an_error_in_time(shared: Ground) -> None:
+    """And a name that only such a listing could tell of isn't called missing."""
+    lasting = {name: f"list {name}" for name in FOREVER}
+    for folder in lasting.values():
+        shared.services.put(file_of(folder), b"x")
+    faults = [shared.break_key("list", folder_of(folder), LASTING[name][0]) for name, folder in lasting.items()]
+    with ThreadPoolExecutor(1) as other:
+        opening = other.submit(all_at_once, {name: shared.path(file_of(folder)) for name, folder in lasting.items()}, read)
+        failed = all_at_once({name: shared.path(folder_of(folder)) for name, folder in lasting.items()}, names)
+        opened = opening.result()
+    assert {name: number for name, (_, number, _) in failed.items() if number not in FAILED} == {}
+    assert {name: outcome.errno for name, outcome in opened.items() if outcome.errno not in FAILED} == {}
+    assert max(seconds for _, _, seconds in failed.values()) < TIMEOUT + SLACK
+    assert max(outcome.seconds for outcome in opened.values()) < TIMEOUT + SLACK
+    for fault in faults:
+        shared.services.faults.remove(fault)
+    for folder in lasting.values():
+        readable(shared.path(file_of(folder)), b"x")
+
+
+def test_a_stream_survives_faults_in_its_ranges(shared: Ground) -> None:
+    """A big file's parallel ranges break in many ways, and every byte is right."""
+    key = file_of("stream")
+    shared.services.put(key, BIG)
+    # Two wrong answers: more could all meet the same range, and a third one in a row is believed.
+    actions = [Reset(500_000), Truncate(700_000), WrongContentRange(), Stall(300_000), SLOW_DOWN, WrongLength(-3), Reset(None)]
+    faults = [shared.break_key("get", key, action, times=1) for action in actions]
+    got = read(shared.path(key))
+    assert got.errno == 0
+    assert got.content == BIG
+    assert [fault.hits for fault in faults] == [1] * len(faults)
+
+
+def test_a_stream_ends_with_an_error_where_its_bytes_end(shared: Ground) -> None:
+    """The beginning of a file can be read, the rest can't: what came is right, and no end is feigned."""
+    actions: dict[str, Action] = {"half reset": Reset(0), "half stalled": Stall(1000), "half overwritten": Answer(412)}
+    paths = {name: shared.path(file_of(name)) for name in actions}
+    faults = []
+    for name, action in actions.items():
+        shared.services.put(file_of(name), BIG)
+        whole = shared.services.prefix + file_of(name)
+
+        def later_half(request: Request, whole: str = whole) -> bool:
+            return request.kind == "get" and request.key == whole and int((request.range or "bytes=0-")[6:].split("-")[0]) >= 12 * MiB
+
+        faults.append(shared.services.faults.add(Fault(later_half, action)))
+    got = all_at_once(paths, read)
+    assert got["half reset"].errno in FAILED
+    assert got["half stalled"].errno == errno.ETIMEDOUT
+    assert got["half overwritten"].errno == errno.ESTALE
+    assert [name for name, outcome in got.items() if not BIG.startswith(outcome.content)] == []
+    assert max(outcome.seconds for outcome in got.values()) < TIMEOUT + SLACK
+    for fault in faults:
+        shared.services.faults.remove(fault)
+    for path in paths.values():
+        readable(path, BIG)
+
+
+def test_bursts_of_slow_down_cost_time_only(shared: Ground) -> None:
+    """A third of all requests is turned away while many files are read."""
+    keys = [file_of(f"burst {number}") for number in range(40)]
+    for key in keys:
+        shared.services.put(key, SMALL[: 1000 + len(key)])
+    counted = iter(range(1_000_000))
+    fault = shared.services.faults.add(Fault(lambda request: request.kind != "credentials" and next(counted) % 3 == 0, SLOW_DOWN))
+    got = all_at_once({key: shared.path(key) for key in keys}, read)
+    shared.services.faults.remove(fault)
+    assert fault.hits > len(keys) // 3
+    assert got == {key: Outcome(SMALL[: 1000 + len(key)], 0, got[key].seconds) for key in keys}
+
+
+def test_stalled_readers_hold_up_nobody_else(tmp_path: Path) -> None:
+    """Neither those who read another file, nor those who list; and each of them can be killed at once."""
+    services = Services(gcs=False)
+    stuck = [file_of(f"stuck {number}") for number in range(8)]
+    for key in [*stuck, file_of("free")]:
+        services.put(key, SMALL)
+    with ground(services, tmp_path, "aws", "fuse3", "--timeout", "120s") as ready:
+        paths = [ready.path(key) for key in stuck]
+        for path in paths:
+            path.stat()
+        fault = services.faults.add(Fault(lambda request: request.kind == "get" and "stuck" in request.key, Stall(1000)))
+        readers = [subprocess.Popen(["cat", str(path)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) for path in paths]
+        try:
+            eventually(lambda: fault.hits >= len(stuck), "all of them wait")
+            free = read(ready.path(file_of("free")))
+            assert free.content == SMALL
+            assert free.seconds < SLACK
+            assert names(ready.path(folder_of("stuck 0")))[2] < SLACK
+            for number, reader in enumerate(readers):
+                reader.send_signal(signal.SIGKILL if number % 2 else signal.SIGINT)
+            assert [reader.wait(LIMIT) for reader in readers] == [-signal.SIGINT, -signal.SIGKILL] * 4
+        finally:
+            services.faults.remove(fault)
+            for reader in readers:
+                reader.kill()
+                reader.wait(LIMIT)
+        for path in paths:
+            readable(path, SMALL)
+
+
+NAME_SERVICE = """
+import os, socket
+_proper = socket.getaddrinfo
+def getaddrinfo(*arguments, **settings):
+    if os.path.exists({flag!r}):
+        raise socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution")
+    return _proper(*arguments, **settings)
+socket.getaddrinfo = getaddrinfo
+"""
+
+
+@pytest.mark.parametrize("provider", ["aws", "gcp"])
+def test_no_connection_and_no_name_service(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, provider: str) -> None:
+    """What was read stays readable, the rest is EIO in time, and all recovers; each cause is one line in the log, its end another."""
+    flag = tmp_path / "no-names"
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "sitecustomize.py").write_text(NAME_SERVICE.format(flag=str(flag)))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "site"))
+    services = Services()
+    keys = [file_of(f"file {number}") for number in range(5)]
+    for key in keys:
+        services.put(key, SMALL)
+    with ground(services, tmp_path, provider, "fuse3", "--cache-size", "1GiB", "--listing-ttl", "0s") as ready:
+        for key in keys:
+            ready.path(key).stat()
+        readable(ready.path(keys[0]), SMALL)
+        for cause in ("refused", "names"):
+            before = len(ready.mount.text())
+            services.outage()
+            if cause == "names":
+                flag.touch()
+                services.end_outage()
+            lost = all_at_once({key: ready.path(key) for key in keys[1:]}, read)
+            assert read(ready.path(keys[0])).content == SMALL
+            assert {key: outcome.errno for key, outcome in lost.items() if outcome.errno not in FAILED} == {}
+            assert max(outcome.seconds for outcome in lost.values()) < TIMEOUT + SLACK
+            if cause == "names":
+                flag.unlink()
+            else:
+                services.end_outage()
+            readable(ready.path(keys[1]), SMALL)
+            lines = ready.warnings(since=before)
+            assert 1 <= len(lines) <= 3, lines
+            keys.pop(1)
