@@ -73,7 +73,10 @@ def test_a_remembered_secret_is_hidden_wherever_it_comes_up() -> None:
 
 @pytest.mark.parametrize("log_format", ["text", "json"])
 @pytest.mark.log_errors
-def test_messages_arguments_and_tracebacks_of_every_logger_are_redacted(log_format: LogFormat, tmp_path: Path) -> None:
+def test_messages_arguments_and_tracebacks_of_every_logger_are_redacted(
+    log_format: LogFormat, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logging.getLogger("google"), "propagate", True)  # google-auth turns it off where it was imported
     file = tmp_path / "log"
     logs.configure("debug", file, log_format, foreground=False)
     for name in ("optfs.stores", "urllib3.connectionpool", "botocore.auth", "google.auth"):
