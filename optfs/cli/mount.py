@@ -69,5 +69,6 @@ def command(words: tuple[str, ...], foreground: bool, mount_options: tuple[str, 
 
     if foreground:
         return work(lambda: None)
-    background.run(work, START_LIMIT + 2 * found.timeout)
+    for warning in background.run(work, START_LIMIT + 2 * found.timeout):
+        click.echo(f"optfs: warning: {warning}", err=True)
     return 0

@@ -1,7 +1,8 @@
 """The background process: `optfs mount` returns when the mount is usable, and a child of it goes on serving.
 
 Algorithm: fork before any thread exists. The child leaves the session and the terminal, works, and tells its parent through a pipe either that
-the mount is usable or which error ended it. The parent waits for that and returns, or raises the same error. A child that dies without a word
+the mount is usable or which error ended it. The parent waits for that and returns, or raises the same error; warnings logged until then are
+shown to the user, who may never look into the log. A child that dies without a word
 is a MountError that quotes the last line of what it printed (libfuse and fusermount write to stderr).
 
 Rules: nothing is handed over in arguments or environment: the child is a copy, so no secret becomes visible in `ps`. Descriptors of the
@@ -28,11 +29,24 @@ Announce = Callable[[], None]
 Work = Callable[[Announce], int]
 """Serves; calls its argument when the mount is usable; returns the exit code."""
 
+WARNINGS = 10  # shown at most; the log has all
 GRACE = 5.0  # seconds between asking a child to end and ending it
 
 
-def run(work: Work, timeout: float) -> None:
-    """Run `work` in a background process; return when it is usable.
+class _Warnings(logging.Handler):
+    """Keeps what was warned of."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.lines: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if len(self.lines) < WARNINGS:
+            self.lines.append(" ".join(logs.redact(record.getMessage()).split()))
+
+
+def run(work: Work, timeout: float) -> list[str]:
+    """Run `work` in a background process; return the warnings, a line each, when it is usable.
 
     Raises:
         OptfsError: what `work` raised before it was usable; MountError when it died without a word; DeadlineExceeded when it said nothing
@@ -50,7 +64,7 @@ def run(work: Work, timeout: float) -> None:
         os.close(writing)
         with os.fdopen(reading, "rb") as pipe:
             try:
-                _await(child, pipe, words, timeout)
+                return _await(child, pipe, words, timeout)
             except BaseException:
                 _end(child)
                 raise
@@ -60,18 +74,22 @@ def _serve(work: Work, writing: int, words: IO[bytes]) -> NoReturn:
     """Be the child, to the end of its process."""
     code = 1
     told = False
+    warnings = _Warnings()
+    logger = logging.getLogger("optfs")
+    logger.addHandler(warnings)
 
-    def tell(answer: dict[str, str]) -> None:
+    def tell(answer: dict[str, object]) -> None:
         nonlocal told
         if not told:
             told = True
+            logger.removeHandler(warnings)
             with contextlib.suppress(OSError):  # the parent may have been killed; the mount stays
                 os.write(writing, json.dumps(answer).encode())
             os.close(writing)
 
     def announce() -> None:
         _redirect(os.devnull, (1, 2))
-        tell({})
+        tell({"warnings": warnings.lines})
 
     try:
         os.setsid()
@@ -103,7 +121,7 @@ def _redirect(path: str, descriptors: tuple[int, ...]) -> None:
     os.close(opened)
 
 
-def _await(child: int, pipe: IO[bytes], words: IO[bytes], timeout: float) -> None:
+def _await(child: int, pipe: IO[bytes], words: IO[bytes], timeout: float) -> list[str]:
     """Be the parent: wait for the child's answer."""
     until = time.monotonic() + timeout
     raw = b""
@@ -119,9 +137,10 @@ def _await(child: int, pipe: IO[bytes], words: IO[bytes], timeout: float) -> Non
         _, status = os.waitpid(child, 0)
         raise MountError(f"the mount process {_how(status)}{_last_line(words)}; run `optfs doctor`")
     answer = json.loads(raw)
-    if answer:
+    if "kind" in answer:
         os.waitpid(child, 0)
         raise getattr(errors, answer["kind"])(answer["message"])
+    return list(answer["warnings"])
 
 
 def _how(status: int) -> str:

@@ -36,7 +36,7 @@ def check(mountpoint: Path) -> None:
 
     """
     if mounts.recover_stale(mountpoint):
-        logger.warning("%s was left over from a mount that had ended; it was unmounted", mountpoint)
+        logger.info("%s was left over from a mount that had ended; it was unmounted", mountpoint)
     mounting.check_mountpoint(mounts.resolve(mountpoint))
 
 

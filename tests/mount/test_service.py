@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from optfs.bridge import mounts
+from optfs.demo.faults import Answer, Fault
 from optfs.demo.services import Services
 from optfs.service import running
 from tests.support.mounting import eventually, require
@@ -228,6 +229,15 @@ def test_exit_codes(machine: Machine) -> None:
     code, message = failed(machine, point / "missing")
     assert code == 5
     assert "doesn't exist" in message
+
+
+def test_a_provider_that_is_left_out_is_told_to_the_user(machine: Machine) -> None:
+    body = b"<Error><Code>AccessDenied</Code></Error>"
+    machine.services.faults.add(Fault(match=lambda request: request.service == "s3", action=Answer(403, body), times=None))
+    done = machine.optfs("mount", machine.point)
+    assert done.returncode == 0
+    assert done.stderr.startswith("optfs: warning: S3 is left out of the mount: ")
+    assert machine.status()["providers"] == ["gcp"]
 
 
 def test_the_way_in_which_mount_8_calls(machine: Machine) -> None:

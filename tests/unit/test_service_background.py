@@ -21,11 +21,11 @@ from optfs.service import background
 {textwrap.dedent(body)}
 
 try:
-    background.run(work, {limit})
+    warnings = background.run(work, {limit})
 except OptfsError as error:
     print(type(error).__name__, error.message)
 else:
-    print("usable")
+    print("usable", *warnings)
 """
     return subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
 
@@ -76,6 +76,20 @@ def test_what_ends_the_child_before_it_is_usable_is_raised_in_the_parent(kind: s
             raise {kind}("what happened; what to do")
     """)
     assert done.stdout == f"{kind} what happened; what to do\n"
+
+
+def test_warnings_until_then_are_handed_to_the_parent_as_lines_without_secrets() -> None:
+    done = run("""
+        import logging
+
+        def work(announce):
+            logging.getLogger("optfs.x").info("ordinary")
+            logging.getLogger("optfs.x").warning("left out:\\n Bearer %s", "very-secret")
+            announce()
+            logging.getLogger("optfs.x").warning("too late")
+            return 0
+    """)
+    assert done.stdout == "usable left out: Bearer [hidden]\n"
 
 
 def test_a_subclass_of_some_layer_is_raised_as_the_kind_of_error_that_it_is() -> None:
