@@ -5,7 +5,13 @@ import os
 import signal
 from collections.abc import Iterator
 
+import hypothesis
 import pytest
+
+# The same examples each time, so that a failure is about the change at hand; no time limit an example, since machines are loaded; and no
+# database, since a checkout may be read-only.
+hypothesis.settings.register_profile("optfs", derandomize=True, deadline=None, database=None)
+hypothesis.settings.load_profile("optfs")
 
 
 class _Errors(logging.Handler):
