@@ -12,6 +12,7 @@ import contextlib
 import logging
 import os
 import re
+import subprocess
 import sys
 import tempfile
 import threading
@@ -142,11 +143,27 @@ class Session:
             return
         assert self._core is not None
         self._core.leave()
-        with contextlib.suppress(OSError):
-            os.statvfs(self._mountpoint)  # a request, after which the loop looks whether it is to end; libfuse then unmounts lazily
+        self._knock()
         if not self._ended.wait(_LEAVE_SECONDS):
             with contextlib.suppress(MountError):
                 mounts.unmount(self._mountpoint, lazy=True)
+
+    def _knock(self) -> None:
+        """Have a request sent, after which the loop looks whether it is to end; libfuse then unmounts lazily.
+
+        By a child: a request of our own that we no longer answer would keep this process from ever ending, and the mount with it.
+        """
+        with contextlib.suppress(OSError):
+            child = subprocess.Popen(  # noqa: S603 - a fixed program
+                ["stat", "-f", "--", self._mountpoint],  # noqa: S607 - coreutils, wherever it is
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                env={"PATH": os.environ.get("PATH", os.defpath)},
+            )
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                child.wait(_LEAVE_SECONDS)
+            child.kill()
 
     def _is_unmounted(self) -> bool:
         try:
