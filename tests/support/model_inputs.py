@@ -47,22 +47,40 @@ def _arbitrary_name() -> st.SearchStrategy[str]:
     return texts | st.binary(max_size=8).map(lambda raw: decode_name(raw.replace(b"/", b"-")))
 
 
-names = st.sampled_from(ODD_NAMES) | st.sampled_from(ODD_NAMES[:24]) | _arbitrary_name()
+COMMON_NAMES = ("a", "b", "42", "experiment=42", "event=42", "latest", "_SUCCESS", "date=42")
+"""Few, so that they meet: as a file and a folder, as a name and a short name, as two short names."""
+
+names = st.sampled_from(COMMON_NAMES) | st.sampled_from(ODD_NAMES) | _arbitrary_name()
 """One component of a key or of a path."""
 
+dates = st.sampled_from([f"type=decisions/{day}/" for day in (OLD_DAY, DAY, NEXT_DAY)])
 
-@st.composite
-def keys(draw: st.DrawFn) -> str:
-    """Draw a key below the account's prefix; not the empty one."""
-    parts: list[str] = []
-    if draw(st.booleans()):
-        parts.append(draw(st.sampled_from(["type=decisions", "type=events"]) | names))
-        parts.append(draw(st.sampled_from([OLD_DAY, DAY, NEXT_DAY]) | names))
-    parts += draw(st.lists(names, min_size=0 if parts else 1, max_size=3))
-    key = "/".join(parts) + ("/" if draw(st.integers(0, 9)) == 0 else "")
+
+def _fit(key: str) -> str:
     while len(key.encode("utf-8", "surrogateescape")) > KEY_LIMIT:
         key = key.rpartition("/")[0] if "/" in key else key[:200]
     return key or "a"
+
+
+_below = st.lists(names, min_size=1, max_size=3).map("/".join)
+_odd_below = st.tuples(_below, st.sampled_from(["", "", "", "/", "//", "/b"])).map("".join)
+
+keys = (
+    st.tuples(dates, st.sampled_from(["_SUCCESS", "experiment=42/part-0", "event=42/part-0", "a", "42/a"])).map("".join)
+    | st.tuples(dates, _odd_below).map("".join).map(_fit)
+    | st.tuples(st.sampled_from(["type=decisions/", "type=events/", "a/"]), _odd_below).map("".join).map(_fit)
+    | _odd_below.map(_fit)
+)
+"""A key below the account's prefix; not the empty one."""
+
+
+HEADS = ("", "type=decisions/", f"type=decisions/{OLD_DAY}/", f"type=decisions/{OLD_DAY}/experiment=42/", "other/")
+"""A folder of each kind: names are found in different ways in each."""
+
+
+def odd_keys(head: str) -> list[str]:
+    """Return keys with each odd name in that folder, as a file, or as a folder with a file in it, or (when two names meet) as both."""
+    return [f"{head}{name}{'/part-0' if number % 3 else ''}" for number, name in enumerate(ODD_NAMES) if head + name]
 
 
 lengths = st.sampled_from([0, 1, 511, 512, 4095, 4096, 4097, PIECE - 1, PIECE, PIECE + 1, 3 * PIECE + 5, 5 * PIECE]) | st.integers(0, 3000)

@@ -129,6 +129,10 @@ def block_files(cache_dir: Path) -> list[Path]:
     return sorted(path for path in (cache_dir / BLOCKS).glob("?/*") if path.is_file())
 
 
+def nothing(files: list[Path]) -> None:
+    """Do no harm."""
+
+
 def delete_all(files: list[Path]) -> None:
     """Evict everything, as another mount or a person may."""
     for file in files:
