@@ -89,6 +89,10 @@ class ServiceUnavailable(ServiceError):
         self.retry_after = retry_after
 
 
+class NotRenewed(AccessError, ServiceUnavailable):
+    """The credential has expired, and the Authentication API fails to give another one: no access now, but trying again may help."""
+
+
 class InvalidResponse(ServiceError):
     """An answer that breaks the protocol: a proxy's HTML, a wrong Content-Range, a body that ends early."""
 

@@ -52,7 +52,7 @@ class CredentialSource(Protocol):
 
         Raises:
             AccessError: the token is refused, or the credential has expired and can't be renewed.
-            ServiceUnavailable: the credential has expired and the Authentication API can't be reached.
+            NotRenewed: the credential has expired and the Authentication API can't be reached, or fails.
             DeadlineExceeded: a renewal is still running after `timeout`.
 
         """

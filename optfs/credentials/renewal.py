@@ -10,7 +10,8 @@ Rules:
 - `reject` asks for a renewal unless the credential is no longer the held one. Of many readers who reject the same credential the first one
   starts the renewal and all wait for it. A credential that was itself forced within the last `FORCED_AGAIN` seconds is not renewed once
   more: the store refuses what is fresh, so CredentialRejected is raised.
-- After a failure those who wait get the failure at once, and the next try comes after a pause; who comes meanwhile gets the failure too.
+- After a failure those who wait get the failure at once, and the next try comes after a pause; who comes meanwhile, or during that try,
+  gets the failure too. To them an API that fails is missing access (NotRenewed).
 - Each change of state is logged once: renewal fails, renewal works again.
 
 Threads: `renew-<provider>` runs `_run`; everything else is called by any thread.
@@ -27,7 +28,7 @@ from dataclasses import dataclass
 
 from optfs.credentials import schedule
 from optfs.credentials.protocol import Credential, Grant
-from optfs.errors import AccessError, CredentialRejected, DeadlineExceeded, OptfsError, ServiceError
+from optfs.errors import AccessError, CredentialRejected, DeadlineExceeded, NotRenewed, OptfsError, ServiceError
 from optfs.values import AccountRoot, Clock, Provider
 
 logger = logging.getLogger(__name__)
@@ -205,7 +206,7 @@ class RenewingSource:
         """Wait for a credential other than `rejected`, or for the failure of a renewal. Called with the lock."""
         now = self._clock()
         end = now + timeout
-        if self._error is not None and not self._running and now < self._retry_at():
+        if self._error is not None and (self._running or now < self._retry_at()):
             self._changed.notify_all()  # a pause may have become shorter
             raise _again(self._error)
         before = self._setback
@@ -309,7 +310,10 @@ class RenewingSource:
 
 
 def _again(error: OptfsError) -> OptfsError:
-    """Return a copy to raise: several threads raise the same failure, and a traceback belongs to one."""
-    fresh = copy.copy(error)
+    """Return what those who need a credential are told; a new one each time, since a traceback belongs to one thread."""
+    if isinstance(error, ServiceError):
+        fresh: OptfsError = NotRenewed(f"the credentials can't be renewed: {error.message}", detail=error.detail)
+    else:
+        fresh = copy.copy(error)
     fresh.__cause__ = error
     return fresh

@@ -185,7 +185,9 @@ def _reader(token: TokenSource, first: str) -> Callable[[], str]:
 
 def _from_token(config: Config, provider: Provider, read_token: Callable[[], str]) -> Source:
     closed = threading.Event()
-    client = ApiClient(config.api_url, read_token, account=config.account, timeout=config.timeout, pause=closed.wait)
+    # Less than --timeout, so that whoever waits for a renewal learns in time that it failed, not only that it took too long.
+    timeout = config.timeout * 0.75
+    client = ApiClient(config.api_url, read_token, account=config.account, timeout=timeout, pause=closed.wait)
     requested = config.credential_duration if provider == "aws" else LIFETIME
     fetch = partial(client.fetch_aws, requested) if provider == "aws" else client.fetch_gcp
     source = _ClosingSource(provider, fetch, requested=requested)
