@@ -8,8 +8,8 @@ Rules:
 - The announced lifetime is the announced expiry less the wall clock. Where that makes no sense (none left, or more than was asked for: a
   wall clock that is wrong), the lifetime asked for is taken.
 - A credential that a store rejects before its time shows that the lifetime was guessed too long (GCS announces none): the age at which it
-  was rejected is remembered and bounds later guesses (`Guess`). As a rejection may have had another reason, the bound grows again with each
-  credential that lived up to it.
+  was rejected is remembered and bounds later guesses (`Guess`). As a rejection may have had another reason, the bound triples once
+  `TRUSTED` credentials in a row lived up to it.
 - After a failure the next try waits: shortly and at most `URGENT_CAP` seconds while there is no valid credential, so that work goes on
   within 5 s of the cause being gone; at most `RELAXED_CAP` while there is one.
 """
@@ -21,8 +21,9 @@ RENEW_AT = 0.75
 JITTER = 0.1
 SHORTEST = 5.0
 """Seconds; no lifetime is believed to be shorter, lest a wrong answer makes a renewal a moment."""
-WIDEN = 1.25
-"""Factor: from the shortest bound back to an hour in 30 renewals, an hour in all."""
+TRUSTED = 8
+"""Credentials: where the bound is right, one in nine is rejected; from the shortest bound the way back to an hour takes 48 renewals, 4 h at most."""
+WIDEN = 3.0
 FIRST_PAUSE = 0.25
 URGENT_CAP = 3.0
 RELAXED_CAP = 60.0
@@ -48,9 +49,10 @@ class Term:
 
 @dataclass(frozen=True, slots=True)
 class Guess:
-    """A bound on lifetimes that were guessed, seconds."""
+    """A bound on lifetimes that were guessed, seconds, and how many credentials in a row have lived up to it."""
 
     bound: float
+    proven: int = 0
 
     def rejected(self, age: float) -> "Guess":
         """Return the bound after a credential of that age was rejected."""
@@ -58,7 +60,7 @@ class Guess:
 
     def lived(self) -> "Guess":
         """Return the bound after a credential lived until it was time to renew it."""
-        return Guess(self.bound * WIDEN)
+        return Guess(self.bound * WIDEN) if self.proven + 1 == TRUSTED else Guess(self.bound, self.proven + 1)
 
 
 def lifetime(announced_expiry: float | None, wall_now: float, requested: float) -> float:

@@ -412,6 +412,9 @@ def test_a_rejected_guess_is_learned_and_forgotten() -> None:
     assert guess.bound == 100.0
     assert guess.rejected(200.0).bound == 100.0
     assert guess.rejected(0.0).bound == schedule.SHORTEST
+    for _ in range(7):  # a bound that is right isn't doubted with each credential
+        guess = guess.lived()
+        assert guess.bound == 100.0
     spent = 0.0
     guess = guess.rejected(0.0)
     while guess.bound < HOUR:
