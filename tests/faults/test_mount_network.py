@@ -168,7 +168,15 @@ def test_a_stream_survives_faults_in_its_ranges(shared: Ground) -> None:
     key = file_of("stream")
     shared.services.put(key, BIG)
     # Two wrong answers: more could all meet the same range, and a third one in a row is believed.
-    actions = [Reset(500_000), Truncate(700_000), WrongContentRange(), Stall(300_000), SLOW_DOWN, WrongLength(-3), Reset(None)]
+    actions: list[Action] = [
+        Reset(500_000),
+        Truncate(700_000),
+        WrongContentRange(),
+        Stall(300_000),
+        SLOW_DOWN,
+        WrongLength(-3),
+        Reset(None),
+    ]
     faults = [shared.break_key("get", key, action, times=1) for action in actions]
     got = read(shared.path(key))
     assert got.errno == 0
