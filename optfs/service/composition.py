@@ -8,6 +8,7 @@ them all but the connections it is given; nothing else in optfs makes one of the
 """
 
 import contextlib
+import errno
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,9 +16,10 @@ from pathlib import Path
 
 from optfs.bridge.bindings import Binding
 from optfs.cache.disk import BACKLOG, CacheStats, open_cache
+from optfs.cache.folder import open_folder
 from optfs.cache.room import FreeFloor
 from optfs.config import Config
-from optfs.errors import OptfsError
+from optfs.errors import ConfigError, OptfsError
 from optfs.filesystem import FileSystem, Owner, Totals
 from optfs.reading.files import Files
 from optfs.service.providers import Connected
@@ -31,6 +33,9 @@ from optfs.workers import WorkerPool
 FETCH_THREADS = 24
 """Ranged GETs and listings at once: more brought nothing on two cores, fewer left the network idle."""
 
+UNUSABLE = frozenset({errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.EINVAL})
+"""Errors that tell of a wrong folder, not of a failing disk."""
+
 FIRST_TYPES = 8
 """Types that are listed before a mount is called usable; an export has two or three."""
 
@@ -38,11 +43,41 @@ CLOSE_LIMIT = 3.0
 """Seconds that running fetches get to end; what they bring nobody wants any more."""
 
 
+def check_cache_folder(config: Config) -> None:
+    """See that the block cache's folder can be made and opened.
+
+    A cache that fails later costs speed only; a folder that can't be had from the start is most likely a mistake in the settings. One that is
+    another user's, or open to others, isn't used, with a warning.
+
+    Raises:
+        ConfigError: it can't be made, or not be opened.
+
+    """
+    if not config.cache_size:
+        return
+    try:
+        open_folder(config.cache_dir)
+    except ConfigError:
+        if not config.cache_dir.is_dir():
+            raise
+    except OSError as error:
+        if error.errno in UNUSABLE:
+            raise ConfigError(
+                f"--cache-dir: {config.cache_dir} can't be used: {error.strerror}; choose another, or turn the cache off: --cache-size 0"
+            ) from None
+
+
 class Mount:
     """The parts of one mount."""
 
     def __init__(self, config: Config, connected: Sequence[Connected], mountpoint: Path, binding: Binding) -> None:
-        """Put the parts together; sends nothing."""
+        """Put the parts together; sends nothing.
+
+        Raises:
+            ConfigError: the block cache's folder can't be used.
+
+        """
+        check_cache_folder(config)
         self.config = config
         self.connected = connected
         self.mountpoint = mountpoint
