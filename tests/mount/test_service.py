@@ -231,6 +231,17 @@ def test_exit_codes(machine: Machine) -> None:
     assert "doesn't exist" in message
 
 
+@pytest.mark.parametrize("cache", ["file", "file/below", "nowhere"])
+def test_a_cache_folder_that_cannot_be_made_is_one_line_and_2(machine: Machine, tmp_path: Path, cache: str) -> None:
+    """A file in its place, a path below a file, a place where nobody can make a folder: a mistake in the settings, told at once."""
+    (tmp_path / "file").touch()
+    folder = Path("/proc/nowhere") if cache == "nowhere" else tmp_path / cache
+    code, line = failed(machine, "--cache-dir", str(folder), str(machine.point))
+    assert code == 2
+    assert str(tmp_path / "file") in line or str(folder) in line
+    assert not machine.point.is_mount()
+
+
 def test_a_provider_that_is_left_out_is_told_to_the_user(machine: Machine) -> None:
     body = b"<Error><Code>AccessDenied</Code></Error>"
     machine.services.faults.add(Fault(match=lambda request: request.service == "s3", action=Answer(403, body), times=None))
