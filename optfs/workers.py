@@ -48,15 +48,22 @@ class WorkerPool:
         self._closed = False
 
     def submit(self, job: Job, priority: Priority) -> bool:
-        """Queue a job; return False when the pool is closed and the job will not run."""
+        """Queue a job; return False when it will not run: the pool is closed, or there is no memory for its first thread."""
         with self._lock:
             if self._closed:
                 return False
-            (self._demand if priority is Priority.DEMAND else self._prefetch).append(job)
+            queue = self._demand if priority is Priority.DEMAND else self._prefetch
+            queue.append(job)
             if self._idle < len(self._demand) + len(self._prefetch) and len(self._threads) < self._limit:
                 thread = threading.Thread(target=self._run, name=f"{self._name}-{len(self._threads)}", daemon=True)
-                self._threads.append(thread)
-                thread.start()
+                try:
+                    thread.start()
+                except RuntimeError:  # no memory for its stack: the threads that there are run the job
+                    if not self._threads:
+                        queue.pop()
+                        return False
+                else:
+                    self._threads.append(thread)
             self._wanted.notify()
             return True
 

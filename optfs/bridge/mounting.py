@@ -12,7 +12,7 @@ import contextlib
 import logging
 import os
 import re
-import subprocess
+import signal
 import sys
 import tempfile
 import threading
@@ -78,6 +78,7 @@ class Session:
         self._error: BaseException | None = None
         # Written by `run` before the loop's thread starts.
         self._core: Core | None = None
+        self._loop: threading.Thread | None = None
 
     @property
     def mountpoint(self) -> str:
@@ -110,7 +111,7 @@ class Session:
                 self._ended.set()
                 self._changed.set()
 
-        thread = threading.Thread(target=loop, name="fuse-loop", daemon=True)
+        thread = self._loop = threading.Thread(target=loop, name="fuse-loop", daemon=True)
         said = _Captured()
         with said:
             thread.start()
@@ -143,27 +144,20 @@ class Session:
             return
         assert self._core is not None
         self._core.leave()
-        self._knock()
+        self._wake_loop()
         if not self._ended.wait(_LEAVE_SECONDS):
             with contextlib.suppress(MountError):
                 mounts.unmount(self._mountpoint, lazy=True)
 
-    def _knock(self) -> None:
-        """Have a request sent, after which the loop looks whether it is to end; libfuse then unmounts lazily.
+    def _wake_loop(self) -> None:
+        """Let the loop look whether it is to end; libfuse then unmounts lazily.
 
-        By a child: a request of our own that we no longer answer would keep this process from ever ending, and the mount with it.
+        The loop's thread waits in sem_wait, which any signal with a handler interrupts. A request to our own mount would do it, too, but
+        where all handlers are busy, its sender could neither be answered nor killed; and to have a child send it takes descriptors.
         """
-        with contextlib.suppress(OSError):
-            child = subprocess.Popen(  # noqa: S603 - a fixed program
-                ["stat", "-f", "--", self._mountpoint],  # noqa: S607 - coreutils, wherever it is
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-                env={"PATH": os.environ.get("PATH", os.defpath)},
-            )
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                child.wait(_LEAVE_SECONDS)
-            child.kill()
+        thread = self._loop
+        if thread is not None and thread.is_alive() and thread.ident is not None:
+            signal.pthread_kill(thread.ident, signal.SIGHUP)  # handled by us, or else by libfuse
 
     def _is_unmounted(self) -> bool:
         try:

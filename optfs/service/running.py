@@ -97,8 +97,15 @@ def _serve(session: mounting.Session, ready: Callable[[], None], signals: Signal
         finally:
             signals.wake()
 
+    asked = threading.Event()
+
+    def stop() -> None:
+        asked.wait()
+        session.stop()
+
     thread = threading.Thread(target=serve, name="mount", daemon=True)
     thread.start()
+    threading.Thread(target=stop, name="unmount", daemon=True).start()  # now: when it is wanted, there may be no memory for a thread
     asked_at: float | None = None
     while thread.is_alive():
         arrived = signals.wait(None if asked_at is None else max(0.0, asked_at + STOP_LIMIT - time.monotonic()))
@@ -111,7 +118,7 @@ def _serve(session: mounting.Session, ready: Callable[[], None], signals: Signal
             os._exit(0 if not ending else 1)
         if ending:
             asked_at = time.monotonic()
-            threading.Thread(target=session.stop, name="unmount", daemon=True).start()
+            asked.set()
     if failures:
         raise failures[0]
 
