@@ -9,6 +9,7 @@ any thread. A mount that is in use is left by libfuse's loop, which closes the c
 """
 
 import contextlib
+import ctypes
 import logging
 import os
 import re
@@ -96,6 +97,7 @@ class Session:
         if self._options.allow_other:
             check_allow_other()
         factory = bindings.load(self._options.binding)
+        _prepare_cancelling()
         lifetime = min(ATTRIBUTE_SECONDS, self._options.listing_ttl) if sys.platform.startswith("linux") else 0.0
         # The kernel's clock starts when it takes the answer, so what it was told is remembered for longer than it believes it.
         kernel = KernelCache(lifetime + MARGIN_SECONDS if lifetime else 0.0, time.monotonic)
@@ -242,6 +244,12 @@ def check_allow_other(config: Path = Path("/etc/fuse.conf")) -> None:
         lines = []
     if not any(line.strip() == "user_allow_other" for line in lines):
         raise MountError("--allow-other needs a line `user_allow_other` in /etc/fuse.conf; ask root to add it, or leave the option out")
+
+
+def _prepare_cancelling() -> None:
+    """Load what glibc loads at the first pthread_cancel, by which libfuse's loop ends: it aborts the process that has no descriptor for it."""
+    with contextlib.suppress(OSError):  # other libraries than glibc do without
+        ctypes.CDLL("libgcc_s.so.1")
 
 
 def _refusal(mountpoint: str, said: str, error: BaseException | None) -> str:
