@@ -13,6 +13,7 @@ replaced by the writer as a whole; a reader takes one reference and uses that, a
 Threads: any thread calls `get`, `put`, `cached_bytes`, `stats`; make a cache after forking, as threads don't survive a fork.
 """
 
+import errno
 import logging
 import threading
 import time
@@ -39,6 +40,9 @@ SMALLEST = MiB
 
 _CLOSE_LIMIT = 5.0
 """Seconds that `close` waits for the writer: `umount` must not hang on a dead disk."""
+
+_OURS = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})
+"""Failures to open that say nothing about the block: this process or machine has come to its limits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,7 +203,8 @@ class DiskCache:
         except FileNotFoundError:
             return None
         except OSError as error:
-            self._drop(folder, name, str(error.strerror))
+            if error.errno not in _OURS:
+                self._drop(folder, name, str(error.strerror))
             return None
         if data is None:
             self._drop(folder, name, "its checksum or its identity is wrong")
