@@ -61,11 +61,13 @@ class Opened(NamedTuple):
     Attributes:
         handle: for `read` and `close`.
         version: that the handle is pinned to.
+        size: of that version, bytes.
 
     """
 
     handle: int
     version: str
+    size: int
 
 
 class Totals(NamedTuple):
@@ -209,7 +211,7 @@ class FileSystem:
         opened = self._files.open(info, lambda count: tree.following(info, count))
         handle = next(self._numbers)
         self._handles[handle] = opened
-        return Opened(handle, info.version)
+        return Opened(handle, info.version, info.size)
 
     def read(self, handle: int, offset: int, size: int) -> list[memoryview]:
         """Return bytes of the pinned version: exactly `size`, fewer only where the file ends.

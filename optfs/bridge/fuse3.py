@@ -52,6 +52,12 @@ class Fuse3(Handlers, mfusepy.FUSE):  # type: ignore[misc]  # mfusepy isn't foll
         settings = config.contents
         settings.use_ino = 1
         settings.nullpath_ok = 1
+        lifetime = settings.attr_timeout  # libfuse keeps these settings as long as the mount lives, and reads them for each answer
+
+        def keep_attributes(torn: bool) -> None:
+            settings.attr_timeout = 0.0 if torn else lifetime
+
+        self.core.kernel.on_torn = keep_attributes
         library = mfusepy._libfuse  # the binding's own handle; its `fuse_exit` works in handlers only
         session = ctypes.c_void_p(library.fuse_get_context().contents.fuse)
         self.core.leave = lambda: library.fuse_exit(session)

@@ -22,6 +22,7 @@ from typing import Any
 from optfs.bridge.errnos import ErrorReporter
 from optfs.bridge.kernel_cache import KernelCache
 from optfs.bridge.structs import StatLayout, writable
+from optfs.errors import NotFound
 from optfs.filesystem import BLOCK_SIZE, NAME_MAX, Attributes, FileSystem
 from optfs.values import decode_name, encode_name
 
@@ -91,10 +92,21 @@ class Handlers:
     def fill_attributes(self, path: bytes | None, buffer: Any, info: Any) -> int:
         """Answer `getattr`; also a LOOKUP arrives as one."""
         core = self.core
-        name = core.kernel.path(info.contents.fh) if path is None else decode_name(path)
-        attributes = core.filesystem.attributes(name)
+        if info:  # the kernel asks by a handle before it reads on at a file's end, or in pages that it may have to drop
+            handle = info.contents.fh
+            name = core.kernel.path(handle)
+            try:
+                attributes = core.filesystem.attributes(name)
+            except NotFound:
+                return -errno.ESTALE
+            if not core.kernel.fits(handle, attributes.version, attributes.size):
+                return -errno.ESTALE
+        else:
+            assert path is not None  # only where there is a handle libfuse leaves it out
+            name = decode_name(path)
+            attributes = core.filesystem.attributes(name)
         if attributes.version is not None:
-            core.kernel.told(name, attributes.version)
+            core.kernel.told(name, attributes.version, attributes.size)
         ctypes.memmove(buffer, self.layout.pack(attributes), self.layout.size)
         return 0
 
@@ -111,11 +123,11 @@ class Handlers:
             return -errno.EROFS
         name = decode_name(path)
         core = self.core
-        handle, version = core.filesystem.open(name)
+        handle, version, length = core.filesystem.open(name)
         if core.kernel.outdated(name, version):
             core.filesystem.close(handle)
             return -errno.ESTALE
-        mode = core.kernel.opened(name, version, handle)
+        mode = core.kernel.opened(name, version, length, handle)
         fi.fh = handle
         fi.keep_cache = mode.keep_cache
         fi.direct_io = mode.direct_io
@@ -131,6 +143,8 @@ class Handlers:
             end = at + len(view)
             target[at:end] = view
             at = end
+        if at < size and self.core.kernel.torn(info.contents.fh):
+            return -errno.ESTALE  # the kernel would fill up with zeros to the newer version's size
         return at
 
     def release(self, _path: bytes | None, info: Any) -> int:
@@ -187,7 +201,7 @@ class Handlers:
         for position in range(offset - 2, len(entries)):
             name, attributes = entries[position]
             if attributes.version is not None:
-                told(base + name, attributes.version)
+                told(base + name, attributes.version, attributes.size)
             yield encode_name(name), pack(attributes), position + 3
 
     def refuse(self, *_arguments: Any) -> int:

@@ -1,6 +1,6 @@
 """What the kernel holds of files: attributes it was told and pages it has read, and how an open must treat them.
 
-The kernel keeps one set of attributes and one page cache a file, whatever version they come from; three rules keep versions apart:
+The kernel keeps one set of attributes and one page cache a file, whatever version they come from; four rules keep versions apart:
 
 - Attributes. A program that opens a changed file within `attr_timeout` of the last `stat` would see the former size, and the kernel
   would end its reads there. So the open is refused with ESTALE once: Linux then walks the path again, asks for each attribute anew
@@ -8,6 +8,10 @@ The kernel keeps one set of attributes and one page cache a file, whatever versi
 - Pages across opens. They are kept (`keep_cache`) only when they come from the version that is opened.
 - Pages of two versions at once. While an older version is still open, a newer one is opened past the page cache (`direct_io`), so that
   neither file's reads find the other's pages.
+- The end of an older version. Once the kernel was told a newer version's size it ends all reads there, and fills with zeros what an older
+  one lacks up to there. So while an older version is open the kernel is told to keep no attributes (`on_torn`) and asks before it reads
+  on: it hears ESTALE where the newer version is shorter, or there is none (`fits`), and where the older one ends before a longer one (`torn`).
+  libfuse 2 has no means for `on_torn`: there a shorter newer version ends an older one's reads for as long as attributes are kept.
 
 Algorithm: versions told are kept in two generations of `lifetime` seconds each, so that a version is remembered for at least one lifetime
 and forgotten after two; memory is bounded by what is told meanwhile. Versions in the page cache are an LRU of `MAX_PAGES`; forgetting one
@@ -19,6 +23,7 @@ and turning loses one record's second lifetime, never its first.
 
 import threading
 from collections import OrderedDict
+from collections.abc import Callable
 from typing import NamedTuple
 
 from optfs.values import Clock
@@ -40,6 +45,13 @@ class OpenMode(NamedTuple):
     direct_io: bool
 
 
+class _Handle(NamedTuple):
+    path: str
+    version: str
+    size: int
+    direct: bool
+
+
 class KernelCache:
     """Remembers versions. Any thread may call any method."""
 
@@ -50,17 +62,23 @@ class KernelCache:
         self._told: dict[str, str] = {}
         self._told_before: dict[str, str] = {}
         self._turn_at = clock() + lifetime
+        # Called under _lock when the first file is torn (True) and when none is any more (False); must not call back.
+        self.on_torn: Callable[[bool], None] = lambda _torn: None
         self._lock = threading.Lock()
-        # Guarded by _lock: all below. Invariant: each list of _open is non-empty and holds the versions of the path's open handles.
+        # Guarded by _lock: all below. Invariants: each list of _open is non-empty and holds the versions of the path's open handles; _torn
+        # has the newest version told, and its size, of each path that is in _open with another one.
         self._pages: OrderedDict[str, str] = OrderedDict()
         self._open: dict[str, list[str]] = {}
-        self._handles: dict[int, tuple[str, str]] = {}
+        self._handles: dict[int, _Handle] = {}
+        self._torn: dict[str, tuple[str, int]] = {}
 
-    def told(self, path: str, version: str) -> None:
-        """Note that the kernel was told attributes of this version."""
+    def told(self, path: str, version: str, size: int) -> None:
+        """Note that the kernel was told attributes of this version, which is `size` bytes long."""
         if self._clock() >= self._turn_at:
             self._turn()
         self._told[path] = version
+        if path in self._open:  # without the lock: seldom true
+            self._tear(path, version, size)
 
     def outdated(self, path: str, version: str) -> bool:
         """Return whether the kernel may hold attributes of another version. The kernel's asking anew (`told`) ends that."""
@@ -71,13 +89,13 @@ class KernelCache:
         told = self._told.get(path) or self._told_before.get(path)
         return told is not None and told != version
 
-    def opened(self, path: str, version: str, handle: int) -> OpenMode:
-        """Note an open, and return how the kernel must treat it."""
+    def opened(self, path: str, version: str, size: int, handle: int) -> OpenMode:
+        """Note an open of a version of `size` bytes, and return how the kernel must treat it."""
         with self._lock:
-            self._handles[handle] = (path, version)
             versions = self._open.setdefault(path, [])
             direct = any(other != version for other in versions)
             versions.append(version)
+            self._handles[handle] = _Handle(path, version, size, direct)
             kept = self._pages.pop(path, None) == version and not direct
             if not direct:
                 self._pages[path] = version
@@ -91,15 +109,39 @@ class KernelCache:
             entry = self._handles.pop(handle, None)
             if entry is None:
                 return
-            path, version = entry
-            versions = self._open[path]
-            versions.remove(version)
+            versions = self._open[entry.path]
+            versions.remove(entry.version)
+            newest = self._torn.get(entry.path)
+            if newest is not None and all(version == newest[0] for version in versions):
+                del self._torn[entry.path]
+                if not self._torn:
+                    self.on_torn(False)
             if not versions:
-                del self._open[path]
+                del self._open[entry.path]
 
     def path(self, handle: int) -> str:
         """Return the path of an open handle."""
-        return self._handles[handle][0]
+        return self._handles[handle].path
+
+    def fits(self, handle: int, version: str | None, size: int) -> bool:
+        """Return whether a handle's file can be read to its end while the kernel believes in this version and its size."""
+        held = self._handles[handle]
+        return held.direct or held.version == version or held.size <= size
+
+    def torn(self, handle: int) -> bool:
+        """Return whether the kernel was told of a longer version, whose size it takes for that of the handle's file."""
+        held = self._handles[handle]
+        newest = self._torn.get(held.path)
+        return newest is not None and not held.direct and newest[0] != held.version and newest[1] > held.size
+
+    def _tear(self, path: str, version: str, size: int) -> None:
+        with self._lock:
+            if all(other == version for other in self._open.get(path, ())):
+                return
+            first = not self._torn
+            self._torn[path] = (version, size)
+            if first:
+                self.on_torn(True)
 
     def _turn(self) -> None:
         with self._lock:

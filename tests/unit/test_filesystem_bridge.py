@@ -96,14 +96,14 @@ def test_an_open_is_outdated_while_the_kernel_may_hold_the_former_attributes() -
     clock = Clock()
     kernel = KernelCache(2.0, clock)
     assert not kernel.outdated("/f", "1")
-    kernel.told("/f", "1")
+    kernel.told("/f", "1", 10)
     assert not kernel.outdated("/f", "1")
     assert kernel.outdated("/f", "2")
     assert kernel.outdated("/f", "2")
-    kernel.told("/f", "2")
+    kernel.told("/f", "2", 10)
     assert not kernel.outdated("/f", "2")
     clock.now = 1.99
-    kernel.told("/f", "3")
+    kernel.told("/f", "3", 10)
     clock.now = 3.98  # still within the lifetime
     assert kernel.outdated("/f", "4")
     clock.now = 8.0
@@ -113,31 +113,59 @@ def test_an_open_is_outdated_while_the_kernel_may_hold_the_former_attributes() -
 def test_a_kernel_that_keeps_no_attributes_is_never_outdated() -> None:
     """A lifetime of 0."""
     kernel = KernelCache(0.0, Clock())
-    kernel.told("/f", "1")
+    kernel.told("/f", "1", 10)
     assert not kernel.outdated("/f", "2")
 
 
 def test_pages_are_kept_only_for_the_version_they_come_from() -> None:
     """The same version again keeps them, another drops them."""
     kernel = KernelCache(1.0, Clock())
-    assert kernel.opened("/f", "1", 1) == (False, False)
-    assert kernel.opened("/f", "1", 2) == (True, False)
+    assert kernel.opened("/f", "1", 10, 1) == (False, False)
+    assert kernel.opened("/f", "1", 10, 2) == (True, False)
     kernel.closed(1)
     kernel.closed(2)
-    assert kernel.opened("/f", "1", 3) == (True, False)
+    assert kernel.opened("/f", "1", 10, 3) == (True, False)
     kernel.closed(3)
-    assert kernel.opened("/f", "2", 4) == (False, False)
+    assert kernel.opened("/f", "2", 10, 4) == (False, False)
 
 
 def test_a_newer_version_bypasses_the_pages_while_an_older_is_open() -> None:
     """And the first open after that starts with no pages."""
     kernel = KernelCache(1.0, Clock())
-    kernel.opened("/f", "1", 1)
-    assert kernel.opened("/f", "2", 2) == (False, True)
+    kernel.opened("/f", "1", 10, 1)
+    assert kernel.opened("/f", "2", 10, 2) == (False, True)
     kernel.closed(1)
-    assert kernel.opened("/f", "2", 3) == (False, False)
-    assert kernel.opened("/f", "2", 4) == (True, False)
+    assert kernel.opened("/f", "2", 10, 3) == (False, False)
+    assert kernel.opened("/f", "2", 10, 4) == (True, False)
     assert kernel.path(4) == "/f"
+
+
+def test_an_open_file_of_which_the_kernel_knows_another_version_is_torn() -> None:
+    """Until it is closed; the kernel is to keep no attributes meanwhile. Opens past the page cache don't depend on what it believes."""
+    kernel = KernelCache(1.0, Clock())
+    calls: list[bool] = []
+    kernel.on_torn = calls.append
+    kernel.told("/f", "1", 10)
+    kernel.opened("/f", "1", 10, 1)
+    kernel.told("/f", "1", 10)
+    assert not kernel.torn(1)
+    assert calls == []
+    kernel.told("/f", "2", 10)
+    assert not kernel.torn(1)  # ends where the kernel believes
+    kernel.told("/f", "2", 11)
+    kernel.opened("/f", "2", 11, 2)
+    assert kernel.torn(1)
+    assert not kernel.torn(2)
+    assert not kernel.fits(1, "2", 5)
+    assert kernel.fits(1, "2", 10)
+    assert kernel.fits(2, "3", 1)
+    assert calls == [True]
+    kernel.closed(1)
+    assert calls == [True, False]
+    kernel.told("/f", "3", 10)
+    assert calls == [True, False, True]
+    kernel.closed(2)
+    assert calls == [True, False, True, False]
 
 
 TABLE = (
