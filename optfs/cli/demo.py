@@ -14,7 +14,7 @@ def command(mountpoint: Path | None, once: bool, days: int) -> None:
 
     It stays mounted (at MOUNTPOINT, an existing folder, or else at a temporary one) until ctrl-C.
     """
-    from optfs.demo import walkthrough  # noqa: PLC0415 - no other command needs it
+    from optfs.demo import walkthrough
 
     if once:
         walkthrough.show(days)
