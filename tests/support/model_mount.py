@@ -121,11 +121,14 @@ class Observer:
             return None
         return descriptor, node.stored
 
-    def pread(self, descriptor: int, stored: Stored, offset: int, count: int, *, current: bool) -> None:
-        """Compare bytes with those of the pinned version; where that is no longer the current one, ESTALE is right too."""
+    def pread(self, descriptor: int, stored: Stored, offset: int, count: int, *, current: bool, replaced: bool) -> None:
+        """Compare bytes with those of the pinned version.
+
+        ESTALE is right too where that is no longer the `current` one, and EIO where a folder has `replaced` the file.
+        """
         found = attempt(lambda: os.pread(descriptor, count, offset))
         if isinstance(found, Failure):
-            assert found == Failure(errno.ESTALE)
+            assert found == Failure(errno.ESTALE) or (replaced and found == Failure(errno.EIO))
             assert not current, "ESTALE, but the version is there"
             return
         expected = stored.content[offset : offset + count]
