@@ -71,7 +71,8 @@ class Observer:
         if isinstance(expected, AFile):
             stored = expected.stored
             assert stat.S_ISREG(status.st_mode), path
-            assert (status.st_size, status.st_mtime) == (len(stored.content), stored.mtime), path
+            # the services know milliseconds, and a float of nanoseconds may be one bit off
+            assert (status.st_size, round(status.st_mtime, 3)) == (len(stored.content), stored.mtime), path
             assert status.st_mode & 0o777 == 0o444
             assert os.getxattr(place, self._version_attribute) == stored.tag.encode()
             assert os.getxattr(place, "user.optfs.uri").endswith(b"/" + model.on_disk(here))
@@ -124,12 +125,13 @@ class Observer:
     def pread(self, descriptor: int, stored: Stored, offset: int, count: int, *, current: bool, replaced: bool) -> None:
         """Compare bytes with those of the pinned version.
 
-        ESTALE is right too where that is no longer the `current` one, and EIO where a folder has `replaced` the file.
+        ESTALE is right too where that is no longer the `current` one. Where a folder has `replaced` the file, the kernel may give it up:
+        then EIO or ESTALE is right.
         """
         found = attempt(lambda: os.pread(descriptor, count, offset))
         if isinstance(found, Failure):
             assert found == Failure(errno.ESTALE) or (replaced and found == Failure(errno.EIO))
-            assert not current, "ESTALE, but the version is there"
+            assert replaced or not current, "ESTALE, but the version is there"
             return
         expected = stored.content[offset : offset + count]
         if found != expected:

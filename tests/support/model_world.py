@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from optfs.cache.disk import DiskCache
-from optfs.cache.folder import BLOCKS
+from optfs.cache.folder import BLOCKS, TEMPORARY
 from optfs.cache.room import FreeFloor
 from optfs.demo.objects import Bucket, Version
 from optfs.errors import VersionGone
@@ -125,8 +125,8 @@ class World:
 
 
 def block_files(cache_dir: Path) -> list[Path]:
-    """Return the files that hold blocks, in a stable order."""
-    return sorted(path for path in (cache_dir / BLOCKS).glob("?/*") if path.is_file())
+    """Return the files that hold blocks, in a stable order. Any of them may vanish: a running mount goes on writing and evicting."""
+    return sorted(path for path in (cache_dir / BLOCKS).glob("?/*") if not path.name.endswith(TEMPORARY))
 
 
 def nothing(files: list[Path]) -> None:
@@ -136,25 +136,33 @@ def nothing(files: list[Path]) -> None:
 def delete_all(files: list[Path]) -> None:
     """Evict everything, as another mount or a person may."""
     for file in files:
-        file.unlink()
+        file.unlink(missing_ok=True)
 
 
 def flip(files: list[Path]) -> None:
     """Change one byte of each block, in its header or in its data, as a failing disk does."""
     for number, file in enumerate(files):
-        data = bytearray(file.read_bytes())
-        data[(7919 * (number + 1)) % len(data)] ^= 0x40
-        file.write_bytes(data)
+        data = bytearray(_read(file))
+        if data:
+            data[(7919 * (number + 1)) % len(data)] ^= 0x40
+            file.write_bytes(data)
 
 
 def cut(files: list[Path]) -> None:
     """Leave each block with its beginning only."""
     for file in files:
-        file.write_bytes(file.read_bytes()[:-1])
+        file.write_bytes(_read(file)[:-1])
 
 
 def confuse(files: list[Path]) -> None:
     """Put each block's file where the next block's is."""
-    contents = [file.read_bytes() for file in files]
+    contents = [_read(file) for file in files]
     for file, content in zip(files, contents[1:] + contents[:1], strict=True):
         file.write_bytes(content)
+
+
+def _read(file: Path) -> bytes:
+    try:
+        return file.read_bytes()
+    except FileNotFoundError:
+        return b""
