@@ -148,8 +148,9 @@ class Mount:
         """Mount, and return when the account's folder is there."""
         self.process = subprocess.Popen(self._line, env=self._environment)
         for _ in range(600):
-            if self.point.is_mount() and (self.point / ACCOUNT).is_dir():
-                return
+            with contextlib.suppress(OSError):  # the dead mount that it takes the place of
+                if self.point.is_mount() and (self.point / ACCOUNT).is_dir():
+                    return
             if self.process.poll() is not None:
                 raise SystemExit(f"the mount ended with {self.process.returncode}; see {self._log}")
             time.sleep(0.05)
@@ -216,6 +217,7 @@ class Load:
             self.tally.count("stale handles after an overwrite")
         else:
             self.tally.finding(f"{name}: {error}")
+            time.sleep(1)  # one cause, not thousands of lines
 
     def read_range(self, dice: random.Random) -> None:
         """Read one random range of one random file."""
