@@ -5,7 +5,8 @@ The kernel keeps one set of attributes and one page cache a file, whatever versi
 - Attributes. A program that opens a changed file within `attr_timeout` of the last `stat` would see the former size, and the kernel
   would end its reads there. So the open is refused with ESTALE once: Linux then walks the path again, asks for each attribute anew
   (`LOOKUP_REVAL` in `fs/namei.c: do_filp_open`) and opens again, without the program noticing.
-- Pages across opens. They are kept (`keep_cache`) only when they come from the version that is opened.
+- Pages across opens. They are kept (`keep_cache`) only when they come from the version that is opened. Whose they are is noted when a file
+  is closed, not when it is opened: the kernel drops former pages when it takes the answer to an open, and another open may overtake that.
 - Pages of two versions at once. While an older version is still open, a newer one is opened past the page cache (`direct_io`), so that
   neither file's reads find the other's pages.
 - The end of an older version. Once the kernel was told a newer version's size it ends all reads there, and fills with zeros what an older
@@ -97,10 +98,8 @@ class KernelCache:
             versions.append(version)
             self._handles[handle] = _Handle(path, version, size, direct)
             kept = self._pages.pop(path, None) == version and not direct
-            if not direct:
+            if kept:
                 self._pages[path] = version
-                if len(self._pages) > MAX_PAGES:
-                    self._pages.popitem(last=False)
             return OpenMode(kept, direct)
 
     def closed(self, handle: int) -> None:
@@ -111,6 +110,11 @@ class KernelCache:
                 return
             versions = self._open[entry.path]
             versions.remove(entry.version)
+            if not entry.direct:
+                self._pages.pop(entry.path, None)
+                self._pages[entry.path] = entry.version
+                if len(self._pages) > MAX_PAGES:
+                    self._pages.popitem(last=False)
             newest = self._torn.get(entry.path)
             if newest is not None and all(version == newest[0] for version in versions):
                 del self._torn[entry.path]
