@@ -156,13 +156,14 @@ class _Tries:
         self._store = store
         self._deadline = deadline
         self._fruitless = 0
+        self._invalid = 0  # of those, answers that weren't the service's
         self._renewed = False
         self._answered: ServiceError | None = None  # the last failure that the service itself told of
 
     def failed(self, error: OptfsError, *, progressed: bool) -> None:
         """Return when another try is to be made; raise otherwise."""
         if progressed:
-            self._fruitless = 0
+            self._fruitless = self._invalid = 0
         if isinstance(error, RejectedCredential):
             if self._renewed:
                 message = "the service refuses credentials that were just renewed; check that the token's user has access to the export"
@@ -176,7 +177,8 @@ class _Tries:
             self._store.give_up(error)
         self._answered = None if isinstance(error, Stalled) else error
         self._fruitless += 1
-        self._store.wait(error, self._fruitless, self._deadline)
+        self._invalid += isinstance(error, InvalidResponse)
+        self._store.wait(error, self._invalid if isinstance(error, InvalidResponse) else self._fruitless, self._deadline)
 
 
 class _Told:
