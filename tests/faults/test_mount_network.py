@@ -163,25 +163,20 @@ def test_a_listing_that_goes_on_failing_is_an_error_in_time(shared: Ground) -> N
         readable(shared.path(file_of(folder)), b"x")
 
 
-def test_a_stream_survives_faults_in_its_ranges(shared: Ground) -> None:
-    """A big file's parallel ranges break in many ways, and every byte is right."""
+@pytest.mark.parametrize("provider", ["aws", "gcp"])
+def test_a_stream_survives_faults_in_its_ranges(tmp_path: Path, provider: str) -> None:
+    """A big file's parallel ranges break in many ways, and every byte is right. All may meet one range: there is time for that."""
+    services = Services()
     key = file_of("stream")
-    shared.services.put(key, BIG)
+    services.put(key, BIG)
     # Two wrong answers: more could all meet the same range, and a third one in a row is believed.
-    actions: list[Action] = [
-        Reset(500_000),
-        Truncate(700_000),
-        WrongContentRange(),
-        Stall(300_000),
-        SLOW_DOWN,
-        WrongLength(-3),
-        Reset(None),
-    ]
-    faults = [shared.break_key("get", key, action, times=1) for action in actions]
-    got = read(shared.path(key))
-    assert got.errno == 0
-    assert got.content == BIG
-    assert [fault.hits for fault in faults] == [1] * len(faults)
+    actions: list[Action] = [Reset(500_000), Truncate(700_000), WrongContentRange(), SLOW_DOWN, WrongLength(-3), Reset(None)]
+    with ground(services, tmp_path, provider, "fuse3", "--timeout", "45s") as ready:
+        faults = [ready.break_key("get", key, action, times=1) for action in actions]
+        got = read(ready.path(key))
+        assert got.errno == 0
+        assert got.content == BIG
+        assert [fault.hits for fault in faults] == [1] * len(faults)
 
 
 def test_a_stream_ends_with_an_error_where_its_bytes_end(shared: Ground) -> None:
@@ -294,5 +289,5 @@ def test_no_connection_and_no_name_service(tmp_path: Path, monkeypatch: pytest.M
                 services.end_outage()
             readable(ready.path(keys[1]), SMALL)
             lines = ready.warnings(since=before)
-            assert 1 <= len(lines) <= 3, lines
+            assert 1 <= len(lines) <= 5, lines  # each layer's change of state, and each errno's first time
             keys.pop(1)
