@@ -1,0 +1,210 @@
+"""What happens to the cache folder of a running mount costs speed at most: reads stay right, and one warning tells."""
+
+import os
+import shutil
+import sqlite3
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from optfs.demo.services import Services
+from tests.support.mounting import eventually, require
+from tests.support.processes import MIB, MountProcess, forget_pages
+
+DAY = "type=decisions/date=2026-11-01/"
+FILES = {f"{DAY}experiment={number}/part-0.parquet": os.urandom(30_000 + number) for number in range(8)}
+FILES[f"{DAY}experiment=9/part-0.parquet"] = os.urandom(5 * MIB + 17)
+
+NEW = {f"type=events/date=2026-11-01/event={number}/part-0.parquet": os.urandom(40_000 + number) for number in range(3)}
+"""Objects that nothing reads before the harm is done."""
+
+KINDS = [("aws", "fuse3"), ("gcp", "fuse2")]
+
+
+@pytest.fixture
+def services() -> Iterator[Services]:
+    """An account with small files and a big one."""
+    with Services() as made:
+        for key, data in (FILES | NEW).items():
+            made.put(key, data)
+        yield made
+
+
+def read_all(mount: MountProcess) -> None:
+    """Read every file from the mount's process, not from the kernel's pages."""
+    for key, data in FILES.items():
+        path = mount.account / key
+        forget_pages(path)
+        assert path.read_bytes() == data, key
+
+
+def fill(services: Services, folder: Path, kind: tuple[str, str]) -> MountProcess:
+    """Return a mount that isn't mounted and whose cache holds everything."""
+    mount = MountProcess(services, folder, *kind)
+    with mount:
+        read_all(mount)
+        mount.holds(mount.account / key for key in FILES)
+        assert mount.end() == 0
+    mount.log.unlink()
+    services.requests.clear()
+    return mount
+
+
+def flip(mount: MountProcess) -> None:
+    """Change one byte in the middle of each block."""
+    for number, path in enumerate(mount.blocks()):
+        with path.open("r+b") as file:
+            at = path.stat().st_size * (number + 1) // 20
+            file.seek(at)
+            old = file.read(1)
+            file.seek(at)
+            file.write(bytes([old[0] ^ 0x40]))
+
+
+def cut(mount: MountProcess) -> None:
+    """Shorten each block."""
+    for path in mount.blocks():
+        os.truncate(path, path.stat().st_size - 1)
+
+
+def swap(mount: MountProcess) -> None:
+    """Give each block the content of another."""
+    paths = mount.blocks()
+    contents = [path.read_bytes() for path in paths]
+    for path, content in zip(paths, contents[1:] + contents[:1], strict=True):
+        path.write_bytes(content)
+
+
+def link(mount: MountProcess) -> None:
+    """Put a symbolic link to an endless file in the place of each block."""
+    for path in mount.blocks():
+        path.unlink()
+        path.symlink_to("/dev/zero")
+
+
+def fifo(mount: MountProcess) -> None:
+    """Put a pipe that nobody writes into in the place of each block."""
+    for path in mount.blocks():
+        path.unlink()
+        os.mkfifo(path)
+
+
+@pytest.mark.parametrize("harm", [flip, cut, swap, link, fifo])
+def test_harm_to_all_blocks_costs_fetching_again_and_one_warning(
+    services: Services, tmp_path: Path, harm: Callable[[MountProcess], None]
+) -> None:
+    kind = KINDS[harm in (cut, link)]
+    require(kind[1])
+    mount = fill(services, tmp_path, kind)
+    with mount:
+        assert services.requests.count("get") == 0
+        assert len(mount.blocks()) >= len(FILES)
+        harm(mount)
+        read_all(mount)
+        fetched = {entry.key.removeprefix(services.prefix) for entry in services.requests.entries("get")}
+        assert fetched == set(FILES)
+        assert len([line for line in mount.warnings() if "cache" in line]) == 1, mount.text()
+        assert len(mount.warnings()) == 1
+        mount.holds(mount.account / key for key in FILES)
+        assert mount.end() == 0
+    services.requests.clear()
+    with mount:
+        read_all(mount)
+        assert services.requests.count("get") == 0, "what was fetched again is whole again"
+
+
+@pytest.mark.parametrize("kind", KINDS, ids="-".join)
+def test_the_cache_folder_may_be_deleted_while_mounted(services: Services, tmp_path: Path, kind: tuple[str, str]) -> None:
+    require(kind[1])
+    mount = fill(services, tmp_path, kind)
+    with mount:
+        read_all(mount)
+        assert services.requests.count("get") == 0
+        shutil.rmtree(mount.cache)
+        read_all(mount)
+        for key, data in NEW.items():
+            assert (mount.account / key).read_bytes() == data
+        assert len(mount.warnings()) <= 1, mount.text()
+        assert mount.end() == 0
+
+
+def garbage(mount: MountProcess, stack: ExitStack) -> None:
+    """Overwrite the index."""
+    (mount.cache / "blocks-v1" / "cache.db").write_bytes(b"this is no database" * 1000)
+
+
+def locked(mount: MountProcess, stack: ExitStack) -> None:
+    """Hold the index's lock, as another process would that hangs."""
+    connection = sqlite3.connect(mount.cache / "blocks-v1" / "cache.db", isolation_level=None)
+    stack.callback(connection.close)
+    connection.execute("BEGIN EXCLUSIVE")
+
+
+@pytest.mark.parametrize("harm", [garbage, locked])
+def test_an_index_that_is_damaged_or_locked_keeps_nobody_from_reading(
+    services: Services, tmp_path: Path, harm: Callable[[MountProcess, ExitStack], None]
+) -> None:
+    require("auto")
+    mount = fill(services, tmp_path, ("aws", "auto"))
+    with ExitStack() as stack, mount:
+        harm(mount, stack)
+        read_all(mount)
+        for key, data in NEW.items():
+            assert (mount.account / key).read_bytes() == data
+        fetched = {entry.key.removeprefix(services.prefix) for entry in services.requests.entries("get")}
+        assert fetched == set(NEW), "reading needs no index"
+        assert len(mount.warnings()) <= 1, mount.text()
+        assert mount.end() == 0
+
+
+@pytest.fixture
+def read_only(tmp_path: Path) -> Iterator[Callable[[Path], None]]:
+    """Return what makes a folder read-only: for root by the kernel's means, for others by permissions."""
+    with ExitStack() as stack:
+
+        def protect(folder: Path) -> None:
+            if os.geteuid() != 0:
+                for path in [folder, *(path for path in folder.rglob("*") if path.is_dir())]:
+                    path.chmod(0o500)
+                    stack.callback(path.chmod, 0o700)
+                return
+            subprocess.run(["mount", "--bind", str(folder), str(folder)], check=True)
+            stack.callback(subprocess.run, ["umount", "-l", str(folder)], check=True)
+            subprocess.run(["mount", "-o", "remount,bind,ro", str(folder)], check=True)
+
+        yield protect
+
+
+def test_a_read_only_cache_folder_still_serves_what_it_holds(services: Services, tmp_path: Path, read_only: Callable[[Path], None]) -> None:
+    require("auto")
+    mount = fill(services, tmp_path, ("gcp", "auto"))
+    read_only(mount.cache)
+    before = sorted(path.name for path in mount.blocks())
+    with mount:
+        read_all(mount)
+        assert services.requests.count("get") == 0
+        for key, data in NEW.items():
+            assert (mount.account / key).read_bytes() == data
+        eventually(lambda: len(mount.warnings()) == 1, "one warning tells that nothing can be written")
+        assert sorted(path.name for path in mount.blocks()) == before
+        assert mount.end() == 0
+    assert len(mount.warnings()) == 1, mount.text()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can make a small disk")
+def test_a_full_cache_disk_means_no_caching(services: Services, tmp_path: Path) -> None:
+    require("auto")
+    mount = MountProcess(services, tmp_path, "aws", "auto")
+    mount.cache.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=512k,mode=700", "tmpfs", str(mount.cache)], check=True)
+    try:
+        with mount:
+            read_all(mount)
+            read_all(mount)
+            assert len(mount.warnings()) <= 1, mount.text()
+            assert mount.end() == 0
+    finally:
+        subprocess.run(["umount", "-l", str(mount.cache)], check=True)
