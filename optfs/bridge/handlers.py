@@ -15,6 +15,7 @@ is used by one call at a time (the kernel holds the folder's position lock).
 import ctypes
 import errno
 import itertools
+import threading
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any
@@ -80,10 +81,16 @@ class Handlers:
         self.layout = layout
         self._folders: dict[int, _Folder] = {}
         self._numbers = itertools.count(1)
+        self._attached: set[int] = set()  # threads, by number, whose state the interpreter keeps
 
     def _wrapper(self, func: Callable[..., int | None], *args: Any) -> int:
         try:
+            if threading.get_ident() not in self._attached:
+                _keep_thread_state()
+                self._attached.add(threading.get_ident())
             return func(*args) or 0
+        except MemoryError:  # not reported: that takes memory
+            return -errno.ENOMEM
         except OSError as error:  # raised here with the errno that is meant
             return -(error.errno or errno.EIO)
         except BaseException as error:  # noqa: BLE001 - nothing may reach C, where it would be lost
@@ -207,6 +214,16 @@ class Handlers:
     def refuse(self, *_arguments: Any) -> int:
         """Answer what would change something."""
         return -errno.EROFS
+
+
+def _keep_thread_state() -> None:
+    """Let the interpreter keep what it knows of this thread of libfuse's when the call returns.
+
+    It would be made anew for each call otherwise, which takes memory before any of our code runs: where there is none, C would get what happens
+    to lie in the place of the result, and a program a file that ends too early.
+    """
+    # Never released. libfuse 3 keeps its threads; of those that libfuse 2 ends, the next ones get the numbers, so little is left behind.
+    ctypes.pythonapi.PyGILState_Ensure()
 
 
 def _copy(data: bytes, buffer: Any, size: int) -> int:
