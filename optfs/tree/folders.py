@@ -222,6 +222,9 @@ def build_subtree(path: str, mtime: float, prefix: str, objects: Iterable[Object
         if not rest:  # the marker of the unit itself
             continue
         head, _, name = rest.rpartition("/")
+        if name and not layout.valid_name(name):  # before its folder is made: a key that isn't shown makes none
+            built.left_out.append(info.key)
+            continue
         names = below.get(head)
         if names is None:
             if head in bad_heads or not all(map(layout.valid_name, head.split("/"))):
@@ -233,9 +236,6 @@ def build_subtree(path: str, mtime: float, prefix: str, objects: Iterable[Object
             built.left_out.append(info.key)
             continue
         if not name:  # a folder's marker
-            continue
-        if not layout.valid_name(name):
-            built.left_out.append(info.key)
             continue
         names[name] = _file(info, old)
     built.folder.nodes = _close_folders(path, mtime, below)

@@ -28,7 +28,7 @@ from tests.support.model import AFile, AFolder, ALink, Failure, Keys, Outcome, P
 from tests.support.model_world import ACCOUNT, PREFIX, World
 
 STEPS = settings(
-    max_examples=50,
+    max_examples=35,
     stateful_step_count=30,
     deadline=None,
     database=None,
@@ -346,10 +346,24 @@ def test_every_odd_name_is_shown_as_the_model_says(head: str) -> None:
             machine.put(key, 5)
         machine.past.clear()
         machine.read_all()
-        for key in machine.keys:
-            path = tuple(key.split("/"))
-            if all(name not in {"", ".", ".."} and "\0" not in name for name in path):
-                machine.walk(path)
-                machine.walk((*path[:-1], path[-1].partition("=")[2] or "latest"))
+        folder = tuple(head.split("/")[:-1])
+        for name in model.children(machine.keys, folder):
+            machine.walk((*folder, name))
+            machine.walk((*folder, name.partition("=")[2] or "latest"))
+            machine.walk((*folder, name, "part-0"))
+        assert isinstance(machine.lookup(folder, "42"), ALink), "several short names meet"
+    finally:
+        machine.teardown()
+
+
+@pytest.mark.parametrize("name", ["n" * 256, "..", "nul\0", "//x"])
+def test_a_key_in_a_date_that_cannot_be_shown_makes_no_folder(name: str) -> None:
+    """Neither by a name that can't be shown, nor by a folder's: an empty folder would look like an experiment without data."""
+    machine = Machine()
+    try:
+        machine.put(f"type=decisions/{model_inputs.DAY}/experiment=42/{name}", 5)
+        machine.past.clear()
+        assert machine.every_file() == []
+        assert machine.lookup(("type=decisions", model_inputs.DAY), "experiment=42") == Failure(errno.ENOENT)
     finally:
         machine.teardown()

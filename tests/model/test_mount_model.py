@@ -21,8 +21,12 @@ from tests.support.model_mount import Bucket, Observer, attempt
 from tests.support.model_world import block_files
 from tests.support.mounting import COMBINATIONS, Mounted, require
 
+pytestmark = pytest.mark.timeout(
+    600
+)  # some 500 system calls a test, each several requests: seconds, or minutes on a machine with much else to do
+
 EXAMPLES = settings(
-    max_examples=15,
+    max_examples=10,
     deadline=None,
     database=None,
     report_multiple_bugs=False,

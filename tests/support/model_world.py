@@ -108,6 +108,7 @@ class World:
         """Unmount; open files are lost."""
         assert self._files.close(WAIT)
         self.cache.close()
+        del self.filesystem, self._files, self.cache  # whose descriptors go with the last reference
 
     def put(self, key: str, content: bytes, mtime: float) -> Stored:
         """Write a version of an object."""
