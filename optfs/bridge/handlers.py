@@ -222,7 +222,8 @@ def _keep_thread_state() -> None:
     It would be made anew for each call otherwise, which takes memory before any of our code runs: where there is none, C would get what happens
     to lie in the place of the result, and a program a file that ends too early.
     """
-    # Never released. libfuse 3 keeps its threads; of those that libfuse 2 ends, the next ones get the numbers, so little is left behind.
+    # Never released. libfuse 3 keeps its threads. libfuse 2 ends those beyond ten idle ones; later ones with their numbers go without,
+    # as states without a thread would pile up otherwise.
     ctypes.pythonapi.PyGILState_Ensure()
 
 
