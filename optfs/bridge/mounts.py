@@ -84,7 +84,7 @@ def resolve(mountpoint: str | os.PathLike[str]) -> str:
 def is_dead(mountpoint: str | os.PathLike[str]) -> bool:
     """Return whether the process that served this mount point is gone."""
     try:
-        os.stat(mountpoint)  # noqa: PTH116 - as above
+        os.statvfs(mountpoint)  # not stat: the kernel may answer that alone, from attributes that it was told just before the end
     except OSError as error:
         return error.errno in (errno.ENOTCONN, errno.ECONNABORTED)
     return False

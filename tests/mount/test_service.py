@@ -17,6 +17,7 @@ from optfs.bridge import mounts
 from optfs.demo.faults import Answer, Fault
 from optfs.demo.services import Services
 from optfs.service import running
+from tests.mount.conftest import Mounting
 from tests.support.mounting import eventually, require
 
 DATA = bytes(range(256)) * 4096
@@ -137,6 +138,14 @@ def test_a_mount_whose_process_was_killed_is_mounted_over(machine: Machine) -> N
     assert "dead" in machine.optfs("status", machine.point).stdout
     machine.mount()
     assert machine.file.read_bytes() == DATA
+
+
+def test_a_mount_is_dead_as_soon_as_its_process_was_killed(mounting: Mounting, services: Services) -> None:
+    """The kernel goes on answering `stat` from what it was told last, for a second: mounting again was refused as "already mounted"."""
+    mount = mounting(services)
+    mount.path.stat()
+    mount.kill()
+    assert mounts.is_dead(mount.path)
 
 
 def test_umount_cleans_up_after_a_killed_mount(machine: Machine) -> None:
