@@ -304,20 +304,23 @@ def transitions_thread(mount: Mount, truth: Truth, services: Services, load: Loa
                 else:
                     mount.kill()
                     tally.count("kills")
-                mount.start()
+                try:
+                    mount.start()
+                except SystemExit as failure:
+                    tally.finding(str(failure))
+                    stop.set()
 
     thread = threading.Thread(target=run, name="transitions", daemon=True)
     thread.start()
     return thread
 
 
-def watch(mount: Mount, transitions: Transitions, minutes: float) -> list[tuple[int, int]]:
-    """Sample memory and descriptors of the last process every 2 seconds until the time is over."""
+def watch(mount: Mount, transitions: Transitions, minutes: float, stop: threading.Event) -> list[tuple[int, int]]:
+    """Sample memory and descriptors of the last process every 2 seconds until the time is over, or the mount is lost."""
     samples: list[tuple[int, int]] = []
     epoch = transitions.epoch()
     end = time.monotonic() + minutes * 60
-    while time.monotonic() < end:
-        time.sleep(2)
+    while time.monotonic() < end and not stop.wait(2):
         if transitions.epoch() != epoch:
             epoch = transitions.epoch()
             samples.clear()
@@ -370,7 +373,7 @@ def main() -> int:
             threads.append(load.repeat("whole", arguments.seed, load.read_whole))
             threads.append(load.repeat("walk", arguments.seed, load.walk))
             threads.append(transitions_thread(mount, truth, services, load, arguments))
-            samples = watch(mount, transitions, arguments.minutes)
+            samples = watch(mount, transitions, arguments.minutes, stop)
             stop.set()
             for thread in threads:
                 thread.join(60)
