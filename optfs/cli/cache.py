@@ -1,24 +1,48 @@
 """`optfs cache`: look at, empty or verify the block cache. Mounts may be using it meanwhile."""
 
+import functools
+from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
+from typing import TypeVar
 
 import click
 
 from optfs import config
 
+T = TypeVar("T")
+
+
+def _places(handler: Callable[..., T]) -> Callable[..., T]:
+    """Give a command the options that name the cache; both before and behind the subcommand, since users write either."""
+    handler = click.option("--config", metavar="FILE", default=None, help="TOML file of settings.")(handler)
+    return click.option("--cache-dir", metavar="FOLDER", default=None, help="Folder of the block cache; default: as a mount would use.")(
+        handler
+    )
+
+
+def _with_settings(handler: Callable[[config.Config], T]) -> Callable[..., T]:
+    """Hand the settings to a subcommand."""
+
+    @_places
+    @click.pass_context
+    @functools.wraps(handler)
+    def run(ctx: click.Context, /, **options: str | None) -> T:
+        return handler(config.load({**ctx.obj, **{name: text for name, text in options.items() if text is not None}}))
+
+    return run
+
 
 @click.group("cache")
-@click.option("--cache-dir", metavar="FOLDER", default=None, help="Folder of the block cache; default: as a mount would use.")
-@click.option("--config", "config_file", metavar="FILE", default=None, help="TOML file of settings.")
+@_places
 @click.pass_context
-def command(ctx: click.Context, cache_dir: str | None, config_file: str | None) -> None:
+def command(ctx: click.Context, /, **options: str | None) -> None:
     """Look at, empty or verify the block cache."""
-    ctx.obj = config.load({"cache_dir": cache_dir, "config": config_file})
+    ctx.obj = options
 
 
 @command.command("info")
-@click.pass_obj
+@_with_settings
 def info(settings: config.Config) -> None:
     """Show how much it holds."""
     from optfs.cache.maintenance import inspect_cache
@@ -34,7 +58,7 @@ def info(settings: config.Config) -> None:
 
 
 @command.command("clear")
-@click.pass_obj
+@_with_settings
 def clear(settings: config.Config) -> None:
     """Remove every block. Mounts that use them fetch again."""
     from optfs.cache.maintenance import clear_cache
@@ -47,7 +71,7 @@ def clear(settings: config.Config) -> None:
 
 
 @command.command("verify")
-@click.pass_obj
+@_with_settings
 def verify(settings: config.Config) -> int:
     """Check every block's checksum and identity; remove what fails. The exit code is 1 when something was damaged."""
     from optfs.cache.maintenance import verify_cache

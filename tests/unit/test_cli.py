@@ -161,7 +161,9 @@ def test_the_mount_options_of_mount_8_reach_the_configuration(capsys: pytest.Cap
 def test_cache_commands_work_without_a_cache(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     for name in ("info", "clear", "verify"):
         assert main(["cache", "--cache-dir", str(tmp_path / "none"), name]) == 0
-        assert "no cache yet" in capsys.readouterr().out
+        assert f"{tmp_path}/none: no cache yet" in capsys.readouterr().out
+        assert main(["cache", name, "--cache-dir", str(tmp_path / "none")]) == 0
+        assert f"{tmp_path}/none: no cache yet" in capsys.readouterr().out
     assert not (tmp_path / "none").exists()
 
 
