@@ -149,6 +149,7 @@ class Mount:
         self.process = subprocess.Popen(self._line, env=self._environment)
         for _ in range(600):
             with contextlib.suppress(OSError):  # the dead mount that it takes the place of
+                os.statvfs(self.point)  # the kernel still answers `stat` for that one, for a second
                 if self.point.is_mount() and (self.point / ACCOUNT).is_dir():
                     return
             if self.process.poll() is not None:
