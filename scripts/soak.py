@@ -352,6 +352,7 @@ def main() -> int:
     parser.add_argument("--provider", choices=["aws", "gcp"], default="aws")
     parser.add_argument("--binding", choices=["auto", "fuse3", "fuse2"], default="auto")
     arguments = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that nothing stays mounted
     tally, truth, transitions, stop = Tally(), Truth(), Transitions(), threading.Event()
     services = Services(
         account=ACCOUNT, s3=arguments.provider == "aws", gcs=arguments.provider == "gcp", credential_lifetime=CREDENTIAL_LIFETIME

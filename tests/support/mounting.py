@@ -123,4 +123,5 @@ class Mounted:
         assert self._process is not None
         if self._process.poll() is not None:
             pytest.fail(f"optfs mount ended with {self._process.returncode}: {self.text()}")
-        return mounts.find(self.path) is not None and self.account.is_dir()
+        # A dead mount that this one takes the place of is still in the table, and the kernel still answers `stat` for it.
+        return mounts.find(self.path) is not None and not mounts.is_dead(self.path) and self.account.is_dir()
