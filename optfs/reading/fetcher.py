@@ -1,7 +1,8 @@
 """Brings parts into memory: queues fetches, and runs them in the pool's threads.
 
 Algorithm of a fetch: ask the block cache for each part; bring each run of the others by one ranged GET, in order, so that the watermark
-rises; then offer those to the block cache. A run of pieces whose block a stream left in the cache is cut out of that block.
+rises; then offer those to the block cache. A run of pieces whose block a stream left in the cache is cut out of that block, and a block all
+of whose pieces are in the cache is made of them.
 
 Rules: a fetch ahead that a reader comes for while it is queued is queued again, before all others; the job that comes second finds it taken.
 Failures of fetches ahead are logged for debugging only. A bug in here ends the fetch, not the reader's patience.
@@ -17,6 +18,7 @@ from optfs.cache.protocol import BlockCache, BlockKey
 from optfs.errors import OptfsError, ServiceError, ServiceUnavailable
 from optfs.reading.blocks import Blocks
 from optfs.reading.fetches import Fetch, Part, Ticket
+from optfs.reading.readahead import PIECE
 from optfs.stores.protocol import Store
 from optfs.values import Clock, Deadline, ObjectInfo, Provider
 from optfs.workers import Priority, WorkerPool
@@ -91,6 +93,8 @@ class Fetcher:
         found = [self._cached(fetch.info, part) for part in fetch.parts]
         if None in found and (block := self._cached_block(fetch)) is not None:
             found = [bytes(block[part[1] - fetch.start :][: part[2]]) for part in fetch.parts]
+        if found == [None]:
+            found = [self._cached_pieces(fetch)]
         if len(found) == 1 and found[0] is not None:
             self._land(fetch, memoryview(found[0]), [], fetch.length)
             return
@@ -140,6 +144,19 @@ class Fetcher:
             return None
         data = self._cache.get(self._key(info, part))
         return data if data is not None and len(data) == part[2] else None
+
+    def _cached_pieces(self, fetch: Fetch) -> bytes | None:
+        """Return a block of a big file that reads out of order left in the cache piece by piece, or None."""
+        ident, start, length = fetch.parts[0]
+        if length <= PIECE or fetch.info.size <= self._blocks.block:
+            return None
+        found = []
+        for at in range(start, start + length, PIECE):
+            data = self._cached(fetch.info, (ident, at, min(PIECE, start + length - at)))
+            if data is None:
+                return None
+            found.append(data)
+        return b"".join(found)
 
     def _cached_block(self, fetch: Fetch) -> memoryview | None:
         """Return the bytes of a run of pieces out of a cached block, or None."""

@@ -341,6 +341,20 @@ def test_random_reads_are_cut_out_of_cached_blocks() -> None:
     assert len(store.requests) == fetched
 
 
+def test_a_stream_is_made_of_what_random_reads_left_in_the_cache() -> None:
+    """Reads that came out of order were cached by pieces; a later stream asks for blocks, and fetched them again."""
+    store, cache = FakeStore(), FakeCache()
+    with reading(store, cache) as files:
+        file = files.open(BIG, nothing_follows)
+        for offset in reversed(range(0, BIG.size, MiB)):
+            check(file, offset, MiB)
+        until(lambda: sum(map(len, cache.blocks.values())) == BIG.size)
+    fetched = len(store.requests)
+    with reading(store, cache) as files:
+        stream(files.open(BIG, nothing_follows), 0, BIG.size)
+    assert len(store.requests) == fetched
+
+
 def test_cached_pieces_and_missing_ones_make_one_read() -> None:
     """Only the missing are fetched, adjacent ones by one request."""
     store, cache = FakeStore(), FakeCache()
