@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmark.measures import Failed, Measure, measures, raw
-from benchmark.programs import BUCKET, PREFIX, Mounted, Program, Service, programs
+from benchmark.programs import BUCKET, PREFIX, Mounted, NotMountedError, Program, Service, programs
 
 from optfs.values import MiB
 
@@ -191,11 +191,14 @@ def main() -> None:
             for measure in tests:
                 results: dict[str, list[Result]] = {program.name: [] for program in chosen}
                 for _ in range(arguments.runs):
-                    for program in chosen:
+                    for program in list(chosen):
                         try:
                             results[program.name].append(run_once(measure, program, server, folder))
                         except Failed as error:
                             print(f"{measure.name:9} {program.name:15} failed: {error}", flush=True)
+                        except NotMountedError as error:
+                            print(f"{program.name} can't be mounted here and is left out: {error}", flush=True)
+                            chosen.remove(program)
                 table[measure.name] = report(measure, results)
         finally:
             server.close()

@@ -3,6 +3,7 @@
 Each peer is started with the settings that measured best in trials; one that isn't installed is left out and said so.
 """
 
+import contextlib
 import dataclasses
 import os
 import shutil
@@ -14,6 +15,10 @@ from pathlib import Path
 BUCKET = "optimizely-events-data"
 GCS_BUCKET = "optimizely-e3-123"
 PREFIX = "v1/account_id=123"
+
+
+class NotMountedError(Exception):
+    """A program can't be mounted on these services, which refuse what an export's credentials are refused (HEAD, a list of the root)."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,13 +119,19 @@ class Mounted:
 
     def _wait_until_usable(self) -> None:
         for _ in range(3000):
-            if self._point.is_mount() and any(self._point.iterdir()):
-                return
+            with contextlib.suppress(OSError):  # a program that ends leaves a dead mount point behind
+                if self._point.is_mount() and any(self._point.iterdir()):
+                    return
             if self.process.poll() is not None:
-                raise SystemExit(f"it ended with {self.process.returncode}; its log: {self._log.name}")
+                self.close()
+                raise NotMountedError(f"it ended with {self.process.returncode}: {self._last_line()}")
             time.sleep(0.01)
         self.close()
-        raise SystemExit(f"not usable after 30 s; its log: {self._log.name}")
+        raise NotMountedError(f"not usable after 30 s: {self._last_line()}")
+
+    def _last_line(self) -> str:
+        lines = Path(self._log.name).read_text(errors="replace").strip().splitlines()
+        return lines[-1][:200] if lines else "it said nothing"
 
     def usage(self) -> tuple[float, int]:
         """Return CPU seconds so far, and the peak of resident memory, bytes."""
@@ -134,7 +145,7 @@ class Mounted:
         """Unmount, and wait for the process to end."""
         for _ in range(50):
             done = subprocess.run(["fusermount3", "-u", str(self._point)], capture_output=True, check=False)
-            if done.returncode == 0 or not self._point.is_mount():
+            if done.returncode == 0 or not os.path.ismount(self._point):  # Path.is_mount raises for a dead one
                 break
             time.sleep(0.1)
         try:
