@@ -41,6 +41,7 @@ DAYS = 6
 SMALL_FILES = 40
 BIG_FILES = 3
 BIG_SIZE = 48 * MiB
+VERSIONS_KEPT = 5
 GROWTH_ALLOWED = 24 * MiB
 DESCRIPTORS_ALLOWED = 4
 
@@ -54,11 +55,12 @@ def content(key: str, generation: int, size: int) -> bytes:
 class Truth:
     """What the bucket holds. `lock` guards all fields.
 
-    `versions` keeps for each key its present and its former content: a file opened just before an overwrite rightly shows the former.
+    `versions` keeps for each key its latest contents, newest first: a listing is believed for a while, so a file rightly shows a former one, also
+    where it was overwritten twice meanwhile.
     """
 
     lock: threading.Lock = field(default_factory=threading.Lock)
-    versions: dict[str, tuple[bytes, bytes | None]] = field(default_factory=dict)
+    versions: dict[str, tuple[bytes, ...]] = field(default_factory=dict)
     generation: int = 0
 
     def put(self, services: Services, key: str, size: int) -> None:
@@ -66,12 +68,11 @@ class Truth:
         with self.lock:
             self.generation += 1
             data = content(key, self.generation, size)
-            former = self.versions.get(key, (None, None))[0]
-            self.versions[key] = (data, former)
+            self.versions[key] = (data, *self.versions.get(key, ()))[:VERSIONS_KEPT]
             services.put(key, data)
 
-    def of(self, key: str) -> tuple[bytes, bytes | None]:
-        """Return the present and the former content."""
+    def of(self, key: str) -> tuple[bytes, ...]:
+        """Return the latest contents, newest first."""
         with self.lock:
             return self.versions[key]
 
@@ -253,11 +254,11 @@ class Load:
             self.tally.finding(f"names below {folder.name}: {sorted(found ^ expected)[:3]}")
         time.sleep(dice.random())
 
-    def _compare(self, key: str, data: bytes, offset: int, length: int, versions: tuple[bytes, bytes | None]) -> None:
+    def _compare(self, key: str, data: bytes, offset: int, length: int, versions: tuple[bytes, ...]) -> None:
         self.tally.count("reads")
         self.tally.count("bytes compared", len(data))
         candidates = [*versions, *self._truth.of(key)]
-        if not any(version is not None and data == version[offset : offset + length] for version in candidates):
+        if not any(data == version[offset : offset + length] for version in candidates):
             self.tally.finding(f"wrong bytes: {key} at {offset}, asked {length}, got {len(data)}")
 
 
