@@ -170,7 +170,7 @@ class FileSystem:
         self._file_mode = stat.S_IFREG | (0o444 & ~owner.umask)
         self._folder_mode = stat.S_IFDIR | (0o555 & ~owner.umask)
         self._link_mode = stat.S_IFLNK | 0o777  # Linux ignores a link's permissions and shows all
-        self._handles: dict[int, PinnedFile] = {}
+        self._handles: dict[int, tuple[PinnedFile, Attributes]] = {}
         self._numbers = itertools.count(1)
 
     def attributes(self, path: str) -> Attributes:
@@ -206,11 +206,11 @@ class FileSystem:
             IsAFolder: the path names a folder.
 
         """
-        info = self._file(path).info
-        tree = self._tree
+        node = self._file(path)
+        info, tree = node.info, self._tree
         opened = self._files.open(info, lambda count: tree.following(info, count))
         handle = next(self._numbers)
-        self._handles[handle] = opened
+        self._handles[handle] = opened, self._attributes(node)
         return Opened(handle, info.version, info.size)
 
     def read(self, handle: int, offset: int, size: int) -> list[memoryview]:
@@ -221,13 +221,17 @@ class FileSystem:
             AccessError, ServiceError, DeadlineExceeded: see `optfs.errors`.
 
         """
-        return self._handles[handle].read(offset, size)
+        return self._handles[handle][0].read(offset, size)
+
+    def attributes_of(self, handle: int) -> Attributes:
+        """Return what `fstat` shows: the pinned version's, whatever the path names now. Sends nothing."""
+        return self._handles[handle][1]
 
     def close(self, handle: int) -> None:
         """Let go of a handle; one that is closed already is ignored."""
         opened = self._handles.pop(handle, None)
         if opened is not None:
-            opened.close()
+            opened[0].close()
 
     def xattr(self, path: str, name: str) -> bytes:
         """Return an extended attribute.

@@ -21,9 +21,8 @@ from types import SimpleNamespace
 from typing import Any
 
 from optfs.bridge.errnos import ErrorReporter
-from optfs.bridge.kernel_cache import KernelCache
+from optfs.bridge.kernel_cache import Caller, KernelCache
 from optfs.bridge.structs import StatLayout, writable
-from optfs.errors import NotFound
 from optfs.filesystem import BLOCK_SIZE, NAME_MAX, Attributes, FileSystem
 from optfs.values import decode_name, encode_name
 
@@ -74,11 +73,13 @@ class Handlers:
 
     core: Core
     layout: StatLayout
+    caller: Caller
 
-    def prepare(self, core: Core, layout: StatLayout) -> None:
-        """Set what the callbacks need."""
+    def prepare(self, core: Core, layout: StatLayout, caller: Caller) -> None:
+        """Set what the callbacks need; `caller` works in callbacks only."""
         self.core = core
         self.layout = layout
+        self.caller = caller
         self._folders: dict[int, _Folder] = {}
         self._numbers = itertools.count(1)
         self._attached: set[int] = set()  # threads, by number, whose state the interpreter keeps
@@ -99,21 +100,18 @@ class Handlers:
     def fill_attributes(self, path: bytes | None, buffer: Any, info: Any) -> int:
         """Answer `getattr`; also a LOOKUP arrives as one."""
         core = self.core
-        if info:  # the kernel asks by a handle before it reads on at a file's end, or in pages that it may have to drop
+        if info:  # an open file's own version, whatever the path names by now
             handle = info.contents.fh
-            name = core.kernel.path(handle)
-            try:
-                attributes = core.filesystem.attributes(name)
-            except NotFound:
+            if not core.kernel.fits(handle):
                 return -errno.ESTALE
-            if not core.kernel.fits(handle, attributes.version, attributes.size):
-                return -errno.ESTALE
+            attributes = core.filesystem.attributes_of(handle)
+            core.kernel.told_of(handle, self.caller)
         else:
             assert path is not None  # only where there is a handle libfuse leaves it out
             name = decode_name(path)
             attributes = core.filesystem.attributes(name)
-        if attributes.version is not None:
-            core.kernel.told(name, attributes.version, attributes.size)
+            if attributes.version is not None:
+                core.kernel.told(name, attributes.version, attributes.size, self.caller)
         ctypes.memmove(buffer, self.layout.pack(attributes), self.layout.size)
         return 0
 
@@ -131,10 +129,11 @@ class Handlers:
         name = decode_name(path)
         core = self.core
         handle, version, length = core.filesystem.open(name)
-        if core.kernel.outdated(name, version):
-            core.filesystem.close(handle)
-            return -errno.ESTALE
         mode = core.kernel.opened(name, version, length, handle)
+        if core.kernel.outdated(name, version, self.caller):
+            core.filesystem.close(handle)
+            core.kernel.closed(handle)
+            return -errno.ESTALE
         fi.fh = handle
         fi.keep_cache = mode.keep_cache
         fi.direct_io = mode.direct_io
@@ -142,15 +141,17 @@ class Handlers:
 
     def read(self, _path: bytes | None, buffer: Any, size: int, offset: int, info: Any) -> int:
         """Copy bytes of the pinned version."""
+        core, handle = self.core, info.contents.fh
+        core.kernel.read(handle)
         at = 0
         target: memoryview | None = None
-        for view in self.core.filesystem.read(info.contents.fh, offset, size):
+        for view in core.filesystem.read(handle, offset, size):
             if target is None:
                 target = writable(ctypes.addressof(buffer.contents), size)
             end = at + len(view)
             target[at:end] = view
             at = end
-        if at < size and self.core.kernel.torn(info.contents.fh):
+        if at < size and core.kernel.torn(handle):
             return -errno.ESTALE  # the kernel would fill up with zeros to the newer version's size
         return at
 
@@ -198,7 +199,7 @@ class Handlers:
         if offset == 0:
             folder.entries = core.filesystem.entries(folder.path)
         entries = folder.entries
-        pack, told = self.layout.pack, core.kernel.told
+        pack, told, caller = self.layout.pack, core.kernel.told, self.caller
         if offset < 2:
             here = pack(core.filesystem.attributes(folder.path))
             for position, dots in enumerate((b".", b"..")[offset:], offset + 1):
@@ -208,7 +209,7 @@ class Handlers:
         for position in range(offset - 2, len(entries)):
             name, attributes = entries[position]
             if attributes.version is not None:
-                told(base + name, attributes.version, attributes.size)
+                told(base + name, attributes.version, attributes.size, caller)
             yield encode_name(name), pack(attributes), position + 3
 
     def refuse(self, *_arguments: Any) -> int:

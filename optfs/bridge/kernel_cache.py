@@ -4,21 +4,25 @@ The kernel keeps one set of attributes and one page cache a file, whatever versi
 
 - Attributes. A program that opens a changed file within `attr_timeout` of the last `stat` would see the former size, and the kernel
   would end its reads there. So the open is refused with ESTALE once: Linux then walks the path again, asks for each attribute anew
-  (`LOOKUP_REVAL` in `fs/namei.c: do_filp_open`) and opens again, without the program noticing.
+  (`LOOKUP_REVAL` in `fs/namei.c: do_filp_open`) and opens again, without the program noticing. The kernel takes an answer in the thread
+  that asked, which may be late: while a change is new, an open is believed only of a thread that was itself told of the version.
 - Pages across opens. They are kept (`keep_cache`) only when they come from the version that is opened. Whose they are is noted when a file
   is closed, not when it is opened: the kernel drops former pages when it takes the answer to an open, and another open may overtake that.
+  A handle that was never read says nothing: that answer may have been a refusal, or may not have been taken at all.
 - Pages of two versions at once. While an older version is still open, a newer one is opened past the page cache (`direct_io`), so that
   neither file's reads find the other's pages.
 - The end of an older version. Once the kernel was told a newer version's size it ends all reads there, and fills with zeros what an older
   one lacks up to there. So while an older version is open the kernel is told to keep no attributes (`on_torn`) and asks before it reads
-  on: it hears ESTALE where the newer version is shorter, or there is none (`fits`), and where the older one ends before a longer one (`torn`).
-  libfuse 2 has no means for `on_torn`: there a shorter newer version ends an older one's reads for as long as attributes are kept.
+  on: it hears ESTALE where the newer version is shorter (`fits`), and where the older one ends before a longer one (`torn`). Else it hears
+  the attributes of the handle's own version.
+  libfuse 2 has no means for `on_torn`: there the kernel keeps no attributes at all, and asks at each read that reaches the end it knows.
 
-Algorithm: versions told are kept in two generations of `lifetime` seconds each, so that a version is remembered for at least one lifetime
-and forgotten after two; memory is bounded by what is told meanwhile. Versions in the page cache are an LRU of `MAX_PAGES`; forgetting one
-costs its pages.
+Algorithm: versions told, and changes among them, are kept in two generations of `lifetime` seconds each, so that each is remembered for at
+least one lifetime and forgotten after two; memory is bounded by what is told meanwhile. An open is noted before it is checked, and what is
+told is noted before it is looked whether the file is open: whichever comes second sees the other. Versions in the page cache are an LRU
+of `MAX_PAGES`; forgetting one costs its pages.
 
-Locks: `_lock` is a leaf and guards all but `_told` and `_told_before`, whose single dict operations are atomic: a lost race between telling
+Locks: `_lock` is a leaf and guards all but what was told, and `_unread`, whose single operations are atomic: a lost race between telling
 and turning loses one record's second lifetime, never its first.
 """
 
@@ -51,6 +55,11 @@ class _Handle(NamedTuple):
     version: str
     size: int
     direct: bool
+    kept: bool
+
+
+Caller = Callable[[], int]
+"""Tells the number of the thread whose request is being answered; 0 where it lies in another namespace. Asked seldom: it costs a call into C."""
 
 
 class KernelCache:
@@ -62,6 +71,10 @@ class KernelCache:
         self._clock = clock
         self._told: dict[str, str] = {}
         self._told_before: dict[str, str] = {}
+        # Paths told with another version than before: what each thread was told since, by its number. No value is empty.
+        self._changes: dict[str, dict[int, str]] = {}
+        self._changes_before: dict[str, dict[int, str]] = {}
+        self._unread: set[int] = set()  # handles that ask for the former pages to be dropped, and of which no read has shown that they are
         self._turn_at = clock() + lifetime
         # Called under _lock when the first file is torn (True) and when none is any more (False); must not call back.
         self.on_torn: Callable[[bool], None] = lambda _torn: None
@@ -73,20 +86,30 @@ class KernelCache:
         self._handles: dict[int, _Handle] = {}
         self._torn: dict[str, tuple[str, int]] = {}
 
-    def told(self, path: str, version: str, size: int) -> None:
-        """Note that the kernel was told attributes of this version, which is `size` bytes long."""
+    def told(self, path: str, version: str, size: int, caller: Caller) -> None:
+        """Note that the kernel is told attributes of this version, which is `size` bytes long."""
         if self._clock() >= self._turn_at:
             self._turn()
+        before = self._told.get(path) or self._told_before.get(path) or version
+        if before != version:
+            self._changes.setdefault(path, dict(self._changes_before.get(path, ())))[caller()] = version
+        elif self._changes or self._changes_before:  # seldom
+            change = self._changes.get(path) or self._changes_before.get(path)
+            if change:
+                change[caller()] = version
         self._told[path] = version
         if path in self._open:  # without the lock: seldom true
             self._tear(path, version, size)
 
-    def outdated(self, path: str, version: str) -> bool:
-        """Return whether the kernel may hold attributes of another version. The kernel's asking anew (`told`) ends that."""
+    def outdated(self, path: str, version: str, caller: Caller) -> bool:
+        """Return whether the kernel may hold attributes of another version. The caller's asking anew (`told`) ends that."""
         if not self._lifetime:
             return False
         if self._clock() >= self._turn_at:
             self._turn()
+        change = self._changes.get(path) or self._changes_before.get(path)
+        if change:
+            return change.get(caller()) != version
         told = self._told.get(path) or self._told_before.get(path)
         return told is not None and told != version
 
@@ -96,21 +119,30 @@ class KernelCache:
             versions = self._open.setdefault(path, [])
             direct = any(other != version for other in versions)
             versions.append(version)
-            self._handles[handle] = _Handle(path, version, size, direct)
             kept = self._pages.pop(path, None) == version and not direct
+            self._handles[handle] = _Handle(path, version, size, direct, kept)
             if kept:
                 self._pages[path] = version
+            else:
+                self._unread.add(handle)
             return OpenMode(kept, direct)
 
+    def read(self, handle: int) -> None:
+        """Note that a handle was read: the kernel has taken the answer to its open."""
+        if handle in self._unread:
+            self._unread.discard(handle)
+
     def closed(self, handle: int) -> None:
-        """Note the end of an open."""
+        """Note the end of an open, or that it was refused."""
+        unread = handle in self._unread
+        self._unread.discard(handle)
         with self._lock:
             entry = self._handles.pop(handle, None)
             if entry is None:
                 return
             versions = self._open[entry.path]
             versions.remove(entry.version)
-            if not entry.direct:
+            if not entry.direct and (entry.kept or not unread):
                 self._pages.pop(entry.path, None)
                 self._pages[entry.path] = entry.version
                 if len(self._pages) > MAX_PAGES:
@@ -123,14 +155,17 @@ class KernelCache:
             if not versions:
                 del self._open[entry.path]
 
-    def path(self, handle: int) -> str:
-        """Return the path of an open handle."""
-        return self._handles[handle].path
-
-    def fits(self, handle: int, version: str | None, size: int) -> bool:
-        """Return whether a handle's file can be read to its end while the kernel believes in this version and its size."""
+    def told_of(self, handle: int, caller: Caller) -> None:
+        """Note that the kernel is told the attributes of an open file's own version; of a torn one it keeps none."""
         held = self._handles[handle]
-        return held.direct or held.version == version or held.size <= size
+        if held.path not in self._torn:
+            self.told(held.path, held.version, held.size, caller)
+
+    def fits(self, handle: int) -> bool:
+        """Return whether a handle's file can be read to its end: the kernel wasn't told of a shorter version, whose size it takes for that."""
+        held = self._handles[handle]
+        newest = self._torn.get(held.path)
+        return newest is None or held.direct or newest[0] == held.version or newest[1] >= held.size
 
     def torn(self, handle: int) -> bool:
         """Return whether the kernel was told of a longer version, whose size it takes for that of the handle's file."""
@@ -153,6 +188,7 @@ class KernelCache:
             if now < self._turn_at:
                 return
             # After a long pause the younger generation is out of date too.
-            self._told_before = self._told if now < self._turn_at + self._lifetime else {}
-            self._told = {}
+            late = now >= self._turn_at + self._lifetime
+            self._told_before, self._told = {} if late else self._told, {}
+            self._changes_before, self._changes = {} if late else self._changes, {}
             self._turn_at = now + self._lifetime

@@ -98,11 +98,13 @@ class Session:
             check_allow_other()
         factory = bindings.load(self._options.binding)
         _prepare_cancelling()
-        lifetime = min(ATTRIBUTE_SECONDS, self._options.listing_ttl) if sys.platform.startswith("linux") else 0.0
+        names = min(ATTRIBUTE_SECONDS, self._options.listing_ttl) if sys.platform.startswith("linux") else 0.0
+        # Only libfuse 3 can tell the kernel to keep none while it matters (`KernelCache.on_torn`).
+        lifetime = names if self._options.binding == "fuse3" else 0.0
         # The kernel's clock starts when it takes the answer, so what it was told is remembered for longer than it believes it.
         kernel = KernelCache(lifetime + MARGIN_SECONDS if lifetime else 0.0, time.monotonic)
         core = self._core = Core(self._filesystem, kernel, ErrorReporter(), self._on_start)
-        options = self._libfuse_options(lifetime)
+        options = self._libfuse_options(names, lifetime)
 
         def loop() -> None:
             try:
@@ -171,7 +173,7 @@ class Session:
         self._started.set()
         self._changed.set()
 
-    def _libfuse_options(self, lifetime: float) -> dict[str, object]:
+    def _libfuse_options(self, names: float, lifetime: float) -> dict[str, object]:
         options: dict[str, object] = {
             "ro": True,
             "nodev": True,
@@ -181,7 +183,7 @@ class Session:
             "default_permissions": True,  # the kernel checks modes, so that no handler has to
             "fsname": "optfs#" + re.sub(r"[^0-9A-Za-z_.-]", "_", self._options.account),  # a comma would end the option
             "subtype": "optfs",
-            "entry_timeout": lifetime,
+            "entry_timeout": names,
             "attr_timeout": lifetime,
             "negative_timeout": 0,
         }

@@ -91,30 +91,55 @@ def test_every_changing_handler_answers_erofs() -> None:
                 assert method is Handlers.refuse, name
 
 
+def _reader(number: int) -> Callable[[], int]:
+    return lambda: number
+
+
+ANN, BOB = _reader(11), _reader(12)
+
+
 def test_an_open_is_outdated_while_the_kernel_may_hold_the_former_attributes() -> None:
     """Until it was told of the new version, or has forgotten."""
     clock = Clock()
     kernel = KernelCache(2.0, clock)
-    assert not kernel.outdated("/f", "1")
-    kernel.told("/f", "1", 10)
-    assert not kernel.outdated("/f", "1")
-    assert kernel.outdated("/f", "2")
-    assert kernel.outdated("/f", "2")
-    kernel.told("/f", "2", 10)
-    assert not kernel.outdated("/f", "2")
+    assert not kernel.outdated("/f", "1", ANN)
+    kernel.told("/f", "1", 10, ANN)
+    assert not kernel.outdated("/f", "1", ANN)
+    assert kernel.outdated("/f", "2", ANN)
+    assert kernel.outdated("/f", "2", ANN)
+    kernel.told("/f", "2", 10, ANN)
+    assert not kernel.outdated("/f", "2", ANN)
     clock.now = 1.99
-    kernel.told("/f", "3", 10)
+    kernel.told("/f", "3", 10, ANN)
     clock.now = 3.98  # still within the lifetime
-    assert kernel.outdated("/f", "4")
+    assert kernel.outdated("/f", "4", ANN)
     clock.now = 8.0
-    assert not kernel.outdated("/f", "4")
+    assert not kernel.outdated("/f", "4", ANN)
+
+
+def test_what_one_thread_was_told_of_a_change_says_nothing_for_another() -> None:
+    """The kernel may not have taken that answer yet when the other opens: `fstat` showed the former size, and reads would end there."""
+    clock = Clock()
+    kernel = KernelCache(2.0, clock)
+    kernel.told("/f", "1", 10, ANN)
+    kernel.told("/f", "2", 20, ANN)
+    assert not kernel.outdated("/f", "2", ANN)
+    assert kernel.outdated("/f", "2", BOB)
+    clock.now = 2.5  # the change is remembered in its second lifetime, and what is told of it then doesn't make it new
+    kernel.told("/f", "2", 20, BOB)
+    assert not kernel.outdated("/f", "2", BOB)
+    assert kernel.outdated("/f", "2", _reader(13))
+    kernel.told("/f", "1", 10, _reader(14))  # an answer that was late
+    assert not kernel.outdated("/f", "2", BOB)
+    clock.now = 9.0
+    assert not kernel.outdated("/f", "2", _reader(13))
 
 
 def test_a_kernel_that_keeps_no_attributes_is_never_outdated() -> None:
     """A lifetime of 0."""
     kernel = KernelCache(0.0, Clock())
-    kernel.told("/f", "1", 10)
-    assert not kernel.outdated("/f", "2")
+    kernel.told("/f", "1", 10, ANN)
+    assert not kernel.outdated("/f", "2", ANN)
 
 
 def test_pages_are_kept_only_for_the_version_they_come_from() -> None:
@@ -122,11 +147,25 @@ def test_pages_are_kept_only_for_the_version_they_come_from() -> None:
     kernel = KernelCache(1.0, Clock())
     assert kernel.opened("/f", "1", 10, 1) == (False, False)
     assert kernel.opened("/f", "1", 10, 2) == (False, False)
+    kernel.read(1)
     kernel.closed(1)
     kernel.closed(2)
     assert kernel.opened("/f", "1", 10, 3) == (True, False)
-    kernel.closed(3)
-    assert kernel.opened("/f", "2", 10, 4) == (False, False)
+    kernel.closed(3)  # read from the page cache alone
+    assert kernel.opened("/f", "1", 10, 4) == (True, False)
+    kernel.closed(4)
+    assert kernel.opened("/f", "2", 10, 5) == (False, False)
+
+
+def test_an_open_that_was_never_read_says_nothing_of_the_pages() -> None:
+    """It was refused, or the kernel gave it up: the former version's pages may still be there."""
+    kernel = KernelCache(1.0, Clock())
+    kernel.opened("/f", "1", 10, 1)
+    kernel.read(1)
+    kernel.closed(1)
+    kernel.opened("/f", "2", 10, 2)
+    kernel.closed(2)
+    assert kernel.opened("/f", "2", 10, 3) == (False, False)
 
 
 def test_a_newer_version_bypasses_the_pages_while_an_older_is_open() -> None:
@@ -136,9 +175,9 @@ def test_a_newer_version_bypasses_the_pages_while_an_older_is_open() -> None:
     assert kernel.opened("/f", "2", 10, 2) == (False, True)
     kernel.closed(1)
     assert kernel.opened("/f", "2", 10, 3) == (False, False)
+    kernel.read(3)
     kernel.closed(3)
     assert kernel.opened("/f", "2", 10, 4) == (True, False)
-    assert kernel.path(4) == "/f"
 
 
 def test_an_open_file_of_which_the_kernel_knows_another_version_is_torn() -> None:
@@ -146,24 +185,28 @@ def test_an_open_file_of_which_the_kernel_knows_another_version_is_torn() -> Non
     kernel = KernelCache(1.0, Clock())
     calls: list[bool] = []
     kernel.on_torn = calls.append
-    kernel.told("/f", "1", 10)
+    kernel.told("/f", "1", 10, ANN)
     kernel.opened("/f", "1", 10, 1)
-    kernel.told("/f", "1", 10)
+    kernel.told("/f", "1", 10, ANN)
     assert not kernel.torn(1)
     assert calls == []
-    kernel.told("/f", "2", 10)
+    kernel.told("/f", "2", 10, ANN)
     assert not kernel.torn(1)  # ends where the kernel believes
-    kernel.told("/f", "2", 11)
+    kernel.told("/f", "2", 11, ANN)
     kernel.opened("/f", "2", 11, 2)
     assert kernel.torn(1)
     assert not kernel.torn(2)
-    assert not kernel.fits(1, "2", 5)
-    assert kernel.fits(1, "2", 10)
-    assert kernel.fits(2, "3", 1)
+    assert kernel.fits(1)
+    kernel.told("/f", "3", 5, ANN)
+    assert not kernel.fits(1)  # ends before its own end
+    assert kernel.fits(2)
+    kernel.told_of(1, ANN)  # nothing that the kernel keeps
+    assert not kernel.fits(1)
+    kernel.told("/f", "2", 11, ANN)
     assert calls == [True]
     kernel.closed(1)
     assert calls == [True, False]
-    kernel.told("/f", "3", 10)
+    kernel.told("/f", "3", 10, ANN)
     assert calls == [True, False, True]
     kernel.closed(2)
     assert calls == [True, False, True, False]
