@@ -14,6 +14,7 @@
     │   ├── ServiceUnavailable      network, 5xx or throttling: trying again may help
     │   └── InvalidResponse         an answer that makes no sense (HTML from a proxy, a wrong Content-Range)
     ├── DeadlineExceeded            ETIMEDOUT: an operation took longer than --timeout     mount exits with 4
+    ├── Abandoned                   EINTR: the program that waited for an operation is being killed
     ├── VersionGone                 ESTALE: the pinned version of an object was overwritten or deleted
     └── PathError
         ├── NotFound                ENOENT
@@ -99,6 +100,10 @@ class InvalidResponse(ServiceError):
 
 class DeadlineExceeded(OptfsError):
     """An operation took longer than --timeout."""
+
+
+class Abandoned(OptfsError):
+    """The program that waited for an operation is being killed: nobody needs the answer."""
 
 
 class VersionGone(OptfsError):

@@ -18,7 +18,7 @@ from typing import NamedTuple, Protocol
 from optfs.cache.protocol import BlockCache
 from optfs.errors import IsAFolder, NoAttribute, NotALink, NotSupported, PathError
 from optfs.tree.folders import File, Folder, Link, Node
-from optfs.values import AccountRoot, Clock, Deadline, ObjectInfo, Provider, encode_name
+from optfs.values import AccountRoot, Clock, Deadline, ObjectInfo, Provider, encode_name, never
 
 BLOCK_SIZE = 4096
 """Unit of `statfs`, bytes."""
@@ -110,8 +110,8 @@ class Tree(Protocol):
 class PinnedFile(Protocol):
     """One open file of the reading layer (`reading.files.OpenFile`)."""
 
-    def read(self, offset: int, length: int) -> list[memoryview]:
-        """Return exactly the bytes asked for, as far as the file goes."""
+    def read(self, offset: int, length: int, abandoned: Callable[[], bool]) -> list[memoryview]:
+        """Return exactly the bytes asked for, as far as the file goes; give up waiting for them where `abandoned` says so."""
         ...
 
     def close(self) -> None:
@@ -171,6 +171,8 @@ class FileSystem:
         self._folder_mode = stat.S_IFDIR | (0o555 & ~owner.umask)
         self._link_mode = stat.S_IFLNK | 0o777  # Linux ignores a link's permissions and shows all
         self._handles: dict[int, tuple[PinnedFile, Attributes]] = {}
+        # Set by the bridge before the first operation: whether the program that the calling thread works for is being killed.
+        self.abandoned: Callable[[], bool] = never
         self._numbers = itertools.count(1)
 
     def attributes(self, path: str) -> Attributes:
@@ -221,7 +223,7 @@ class FileSystem:
             AccessError, ServiceError, DeadlineExceeded: see `optfs.errors`.
 
         """
-        return self._handles[handle][0].read(offset, size)
+        return self._handles[handle][0].read(offset, size, self.abandoned)
 
     def attributes_of(self, handle: int) -> Attributes:
         """Return what `fstat` shows: the pinned version's, whatever the path names now. Sends nothing."""
@@ -272,7 +274,7 @@ class FileSystem:
         return len(self._handles)
 
     def _deadline(self) -> Deadline:
-        return Deadline.after(self._clock, self._timeout)
+        return Deadline.after(self._clock, self._timeout, self.abandoned)
 
     def _lookup(self, path: str) -> Node:
         return self._tree.lookup(path, self._deadline())

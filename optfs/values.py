@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-from optfs.errors import DeadlineExceeded
+from optfs.errors import Abandoned, DeadlineExceeded
 
 MiB = 1024 * 1024
 KiB = 1024
@@ -88,22 +88,33 @@ class AccountRoot:
         return f"{scheme}://{self.bucket}/{key}"
 
 
+LOOK_AGAIN = 0.2
+"""Seconds between two looks of a wait whether it goes on: the deadline's clock needn't be the one that it sleeps by, and who waits may be killed."""
+
+
+def never() -> bool:
+    """Return False."""
+    return False
+
+
 @dataclass(frozen=True, slots=True)
 class Deadline:
     """When an operation must have ended, by a monotonic clock.
 
     Attributes:
         at: a moment of `clock`, seconds.
+        abandoned: whether nobody needs the operation any more; to be called by the thread that the deadline was made in.
 
     """
 
     clock: Clock
     at: float
+    abandoned: Callable[[], bool] = never
 
     @classmethod
-    def after(cls, clock: Clock, seconds: float) -> "Deadline":
+    def after(cls, clock: Clock, seconds: float, abandoned: Callable[[], bool] = never) -> "Deadline":
         """Return the deadline that lies `seconds` from now."""
-        return cls(clock, clock() + seconds)
+        return cls(clock, clock() + seconds, abandoned)
 
     def remaining(self) -> float:
         """Return the seconds left; negative when past."""
@@ -120,3 +131,8 @@ class Deadline:
         if left <= 0:
             raise DeadlineExceeded(f"{what} took longer than --timeout")
         return left
+
+    def check_abandoned(self) -> None:
+        """Raise `Abandoned` where nobody needs the operation any more."""
+        if self.abandoned():
+            raise Abandoned("the program that asked is being killed")

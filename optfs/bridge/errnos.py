@@ -1,8 +1,9 @@
 """Which errno a program sees for an exception, and what is logged of it.
 
 Rules: this is the only place that turns an exception into an errno (the table is in `optfs.errors`). Names that don't exist and the like
-are everyday answers and aren't logged. A failing service is logged when that state begins, and again after `QUIET` seconds without such
-a failure: a program that reads on asks thousands of times. An exception outside the tree is a defect: EIO, and its traceback is logged once.
+are everyday answers and aren't logged, nor are programs that are killed as they wait. A failing service is logged when that state begins,
+and again after `QUIET` seconds without such a failure: a program that reads on asks thousands of times. An exception outside the tree is a
+defect: EIO, and its traceback is logged once.
 
 Lock order: `_lock` is a leaf; nothing is logged under it.
 """
@@ -13,6 +14,7 @@ import threading
 import time
 
 from optfs.errors import (
+    Abandoned,
     AccessError,
     DeadlineExceeded,
     IsAFolder,
@@ -44,6 +46,7 @@ _ERRNOS: tuple[tuple[type[Exception], int], ...] = (
     (ReadOnly, errno.EROFS),
     (PathError, errno.EINVAL),
     (AccessError, errno.EACCES),
+    (Abandoned, errno.EINTR),
     (VersionGone, errno.ESTALE),
     (DeadlineExceeded, errno.ETIMEDOUT),
     (ServiceError, errno.EIO),
@@ -70,7 +73,7 @@ class ErrorReporter:
 
     def errno(self, error: BaseException) -> int:
         """Return the errno, and log the cause where it is news."""
-        if not isinstance(error, PathError):
+        if not isinstance(error, PathError | Abandoned):
             self._report(error)
         return errno_of(error)
 

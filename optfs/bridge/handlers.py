@@ -17,11 +17,13 @@ import errno
 import itertools
 import threading
 from collections.abc import Callable, Iterator
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
+from optfs.bridge.callers import Caller, killed
 from optfs.bridge.errnos import ErrorReporter
-from optfs.bridge.kernel_cache import Caller, KernelCache
+from optfs.bridge.kernel_cache import KernelCache
 from optfs.bridge.structs import StatLayout, writable
 from optfs.filesystem import BLOCK_SIZE, NAME_MAX, Attributes, FileSystem
 from optfs.values import decode_name, encode_name
@@ -75,8 +77,17 @@ class Handlers:
     layout: StatLayout
     caller: Caller
 
-    def prepare(self, core: Core, layout: StatLayout, caller: Caller) -> None:
-        """Set what the callbacks need; `caller` works in callbacks only."""
+    def prepare(self, core: Core, layout: StatLayout, caller: Caller, interrupted: Callable[[], int]) -> None:
+        """Set what the callbacks need.
+
+        Args:
+            core: the mount's.
+            layout: of the binding's `struct stat`.
+            caller: works in callbacks only, as does the next.
+            interrupted: libfuse's word on whether the caller got a signal.
+
+        """
+        core.filesystem.abandoned = partial(killed, caller, interrupted)
         self.core = core
         self.layout = layout
         self.caller = caller

@@ -31,6 +31,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from typing import NamedTuple
 
+from optfs.bridge.callers import Caller
 from optfs.values import Clock
 
 MAX_PAGES = 65_536
@@ -56,10 +57,6 @@ class _Handle(NamedTuple):
     size: int
     direct: bool
     kept: bool
-
-
-Caller = Callable[[], int]
-"""Tells the number of the thread whose request is being answered; 0 where it lies in another namespace. Asked seldom: it costs a call into C."""
 
 
 class KernelCache:

@@ -27,8 +27,8 @@ from dataclasses import replace
 
 from optfs.errors import DeadlineExceeded, OptfsError, ServiceUnavailable
 from optfs.reading.counters import Counters
-from optfs.reading.fetches import LOOK_AGAIN, Fetch, Part
-from optfs.values import Clock, Deadline, ObjectInfo
+from optfs.reading.fetches import Fetch, Part
+from optfs.values import LOOK_AGAIN, Clock, Deadline, ObjectInfo
 
 FAILURE_HOLDS = 0.5
 FRESH = 10.0
@@ -101,6 +101,7 @@ class Blocks:
         Raises:
             OptfsError: it failed a moment ago.
             DeadlineExceeded: all memory is in use, and stays so.
+            Abandoned: nobody needs the bytes any more.
 
         """
         first = fetch.parts[0]
@@ -121,8 +122,10 @@ class Blocks:
                 if left <= 0:
                     raise DeadlineExceeded("a read took longer than --timeout: all memory is in use; raise --memory")
                 self._waiting += 1
-                self._room.wait(min(left, LOOK_AGAIN))
+                told = self._room.wait(min(left, LOOK_AGAIN))
                 self._waiting -= 1
+                if not told:
+                    deadline.check_abandoned()
 
     def ahead(self, fetch: Fetch) -> bool | None:
         """Admit a fetch that nobody waits for; None: its first part is known already; False: there is no room now."""

@@ -15,16 +15,13 @@ import threading
 from enum import Enum
 
 from optfs.errors import DeadlineExceeded, OptfsError, ServiceUnavailable
-from optfs.values import Deadline, ObjectInfo
+from optfs.values import LOOK_AGAIN, Deadline, ObjectInfo
 
 Ident = tuple[str, str, str]
 """One version of one object: provider, key, version."""
 
 Part = tuple[Ident, int, int]
 """Names a range in memory: whose, its start, its length in bytes."""
-
-LOOK_AGAIN = 1.0
-"""Seconds: a wait looks at its deadline this often, because the deadline's clock needn't be the one that the wait sleeps by."""
 
 
 class State(Enum):
@@ -162,6 +159,7 @@ class Fetch:
         Raises:
             OptfsError: the fetch failed before that; a copy, since several threads may raise it.
             DeadlineExceeded: the deadline passed first.
+            Abandoned: nobody needs the bytes any more.
 
         """
         with self._changed:
@@ -174,4 +172,5 @@ class Fetch:
                 if left <= 0:
                     raise DeadlineExceeded("a read took longer than --timeout")
                 self._wanted = min(self._wanted, upto) if self._wanted else upto
-                self._changed.wait(min(left, LOOK_AGAIN))
+                if not self._changed.wait(min(left, LOOK_AGAIN)):
+                    deadline.check_abandoned()

@@ -35,7 +35,7 @@ from optfs.reading.readahead import BLOCK, PIECE, Shares
 from optfs.reading.readahead import Sequence as ReadSequence
 from optfs.reading.siblings import Walks
 from optfs.stores.protocol import Store
-from optfs.values import Clock, Deadline, ObjectInfo, Provider
+from optfs.values import Clock, Deadline, ObjectInfo, Provider, never
 from optfs.workers import WorkerPool
 
 Following = Callable[[int], Sequence[ObjectInfo]]
@@ -160,12 +160,13 @@ class OpenFile:
         self._passed = 0  # the stream's blocks before this one were given up
         self._tickets: deque[Ticket] = deque()  # of fetches ahead, to be cancelled at the end
 
-    def read(self, offset: int, length: int) -> list[memoryview]:
+    def read(self, offset: int, length: int, abandoned: Callable[[], bool] = never) -> list[memoryview]:
         """Return the bytes from `offset` on: `length` of them, fewer only where the file ends.
 
         Raises:
             VersionGone: the version is gone, and the bytes aren't in memory or block cache.
             AccessError, ServiceError, DeadlineExceeded: see `optfs.errors`.
+            Abandoned: `abandoned`, asked now and then while waiting, said that nobody needs them any more.
 
         """
         end = min(offset + length, self._size)
@@ -183,7 +184,7 @@ class OpenFile:
                 if not self._walked:
                     self._walk()
                 return [view[offset - begin : end - begin]]
-        return self._gather(offset, end, ahead)
+        return self._gather(offset, end, ahead, abandoned)
 
     def close(self) -> None:
         """End the file: fetches ahead that haven't begun are cancelled, what is in memory stays until the room is needed."""
@@ -252,8 +253,8 @@ class OpenFile:
                 self._tickets.popleft()
             self._tickets += tickets
 
-    def _gather(self, offset: int, end: int, ahead: list[tuple[int, int]]) -> list[memoryview]:
-        deadline = Deadline.after(self._files.clock, self._files.timeout)
+    def _gather(self, offset: int, end: int, ahead: list[tuple[int, int]], abandoned: Callable[[], bool]) -> list[memoryview]:
+        deadline = Deadline.after(self._files.clock, self._files.timeout, abandoned)
         sources = self._sources(offset, end, deadline)
         if ahead:
             self._fetch_ahead(ahead)

@@ -11,11 +11,13 @@ Rules:
 - What a refresh brings replaces the former listing in one assignment; whoever holds nodes of the former one keeps a whole tree.
 - Listings are dropped, least recently used first, once more than `max_objects` are held.
 
-Threads: a listing runs in the thread of whoever needs it first (a handler of the bridge), or ahead of need in the pool.
+Threads: a listing that somebody waits for runs in a thread of its own, since whoever waits may be killed, and the pool's may all be waiting for
+reads; one ahead of need runs in the pool.
 
 Locks: `_lock` guards everything below the comment in `__init__`; it is a leaf: no store, pool, event, or log is called under it.
 """
 
+import contextlib
 import logging
 import threading
 from collections import OrderedDict
@@ -27,7 +29,7 @@ from optfs.errors import AccessDenied, DeadlineExceeded, OptfsError
 from optfs.stores.protocol import Store
 from optfs.tree import layout
 from optfs.tree.listings import Lister, Listing
-from optfs.values import Clock, Deadline, Provider
+from optfs.values import LOOK_AGAIN, Clock, Deadline, Provider
 from optfs.workers import Priority, WorkerPool
 
 logger = logging.getLogger(__name__)
@@ -176,7 +178,13 @@ class HeldListings:
             self._closed = True
 
     def get(self, unit: str, providers: Sequence[Provider], deadline: Deadline) -> Listing:
-        """Return a unit's listing: the held one while it is believed or can't be refreshed, else a new one."""
+        """Return a unit's listing: the held one while it is believed or can't be refreshed, else a new one.
+
+        Raises:
+            AccessError, ServiceError, DeadlineExceeded: it can't be listed, and none is held.
+            Abandoned: nobody needs it any more.
+
+        """
         with self._lock:
             held = self._held.get(unit)
             old: Listing | None = None
@@ -210,8 +218,9 @@ class HeldListings:
                     self._retrying.discard(unit)
             return old
         if leads:
-            self._fly(flight, unit, providers, old, deadline)
-        elif not flight.done.wait(max(0.0, deadline.remaining())):
+            self._take_off(flight, unit, providers, old, deadline)
+        # A flight that was begun here is bound by this deadline, and says better than this wait why it failed.
+        if not _wait(flight.done, deadline) and not (leads and flight.done.wait(LOOK_AGAIN)):
             flight = None
         if flight is not None and flight.listing is not None:
             return flight.listing
@@ -232,6 +241,18 @@ class HeldListings:
             return False
         return layout.settled(layout.date_of(listing.folder.name), complete=True, wall=self._wall_clock())
 
+    def _take_off(self, flight: _Flight, unit: str, providers: Sequence[Provider], old: Listing | None, deadline: Deadline) -> None:
+        """List a unit in a new thread; in this one where there is no memory for another."""
+
+        def fly() -> None:
+            with contextlib.suppress(BaseException):  # kept in the flight for those who wait
+                self._fly(flight, unit, providers, old, Deadline(deadline.clock, deadline.at))
+
+        try:
+            threading.Thread(target=fly, name="listing", daemon=True).start()
+        except RuntimeError:
+            fly()
+
     def _fly(self, flight: _Flight, unit: str, providers: Sequence[Provider], old: Listing | None, deadline: Deadline) -> None:
         """List a unit, keep the result, and end the flight. An OptfsError is left in the flight, anything else is raised too."""
         try:
@@ -243,8 +264,8 @@ class HeldListings:
             raise
         finally:
             self._land(flight, unit)
+            self._warn(flight.listing)
             flight.done.set()
-        self._warn(flight.listing)
 
     def _land(self, flight: _Flight, unit: str) -> None:
         """Take a flight's result into what is held."""
@@ -329,3 +350,12 @@ class HeldListings:
                 logger.warning(text, key)
                 if last:
                     logger.warning("further names that aren't shown aren't logged either")
+
+
+def _wait(done: threading.Event, deadline: Deadline) -> bool:
+    """Wait until `done` is set, and return whether it is; raises `Abandoned` where nobody needs it any more."""
+    while not done.wait(min(max(0.0, deadline.remaining()), LOOK_AGAIN)):
+        deadline.check_abandoned()
+        if deadline.remaining() <= 0:
+            return done.is_set()
+    return True

@@ -8,6 +8,7 @@ import errno
 import random
 import signal
 import subprocess
+import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -245,6 +246,51 @@ def test_stalled_readers_hold_up_nobody_else(tmp_path: Path) -> None:
                 reader.wait(LIMIT)
         for path in paths:
             readable(path, SMALL)
+
+
+BUSY = """
+import os, signal, sys
+signal.signal(signal.SIGALRM, lambda *_: None)
+signal.siginterrupt(signal.SIGALRM, False)
+signal.setitimer(signal.ITIMER_REAL, 0.5, 0.02)
+print(os.stat(sys.argv[1]).st_size)
+"""
+"""A program that gets signals as it waits, all of which it handles."""
+
+
+def pending(process: int, number: signal.Signals) -> bool:
+    """Tell whether a signal waits for a process to come back from the kernel."""
+    status = Path(f"/proc/{process}/status").read_text(encoding="ascii")
+    return any(int(line.split()[1], 16) & 1 << number - 1 for line in status.splitlines() if line.startswith("ShdPnd:"))
+
+
+@pytest.mark.parametrize("binding", ["fuse3", "fuse2"])
+def test_who_waits_for_a_listing_can_be_killed_and_other_signals_change_nothing(tmp_path: Path, binding: str) -> None:
+    """At once, though the listing is never answered; a program with a timer waits on and gets its answer."""
+    services = Services(gcs=False)
+    services.put(file_of("stuck"), SMALL)
+    services.put(file_of("free"), SMALL)
+    with ground(services, tmp_path, "aws", binding, "--timeout", "120s", "--listing-ttl", "0s") as ready:
+        path = ready.path(file_of("stuck"))
+        fault = services.faults.add(Fault(lambda request: request.kind == "list", Stall(None)))
+        programs: list[subprocess.Popen[str]] = []
+        try:
+            for line in (["stat"], ["ls", "-l"], ["cat"], [sys.executable, "-c", BUSY]):
+                started = subprocess.Popen([*line, str(path)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+                programs.append(started)
+            busy = programs[-1]
+            eventually(lambda: fault.hits > 0 and pending(busy.pid, signal.SIGALRM), "they wait")
+            for program, number in zip(programs, (signal.SIGINT, signal.SIGKILL, signal.SIGTERM), strict=False):
+                program.send_signal(number)
+                assert program.wait(LIMIT) == -number
+            assert busy.poll() is None
+            services.faults.remove(fault)
+            assert busy.communicate(timeout=LIMIT)[0].split()[-1] == str(len(SMALL))
+        finally:
+            services.faults.remove(fault)
+            for program in programs:
+                program.kill()
+                program.communicate(timeout=LIMIT)
 
 
 NAME_SERVICE = """

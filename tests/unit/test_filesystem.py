@@ -50,8 +50,9 @@ class FakeFile:
         self.following = following
         self.closed = 0
 
-    def read(self, offset: int, length: int) -> list[memoryview]:
+    def read(self, offset: int, length: int, abandoned: Callable[[], bool]) -> list[memoryview]:
         """Return the version, so that a test sees whose bytes they are."""
+        assert not abandoned()
         return [memoryview(self.info.version.encode())[offset : offset + length]]
 
     def close(self) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from optfs import errors
-from optfs.bridge import bindings, mounting, mounts
+from optfs.bridge import bindings, callers, mounting, mounts
 from optfs.bridge.errnos import ErrorReporter, errno_of
 from optfs.bridge.handlers import REFUSED, Core, Handlers
 from optfs.bridge.kernel_cache import KernelCache
@@ -34,6 +34,7 @@ ERRNOS = [
     (errors.InvalidResponse, errno.EIO),
     (errors.DeadlineExceeded, errno.ETIMEDOUT),
     (errors.VersionGone, errno.ESTALE),
+    (errors.Abandoned, errno.EINTR),
 ]
 
 
@@ -78,6 +79,25 @@ def test_a_defect_is_eio_and_logged_once_with_its_traceback(caplog: pytest.LogCa
             raise KeyError("defect")
         assert reporter.errno(defect.value) == errno.EIO
     assert [bool(record.exc_info) for record in caplog.records if record.levelno == logging.ERROR] == [True]
+
+
+STATUS = "Name:\tcat\nSigPnd:\t{:016x}\nShdPnd:\t{:016x}\nSigBlk:\tffffffffffffffff\n"
+
+
+def test_only_a_fatal_signal_ends_a_wait() -> None:
+    """Which shows as a pending SIGKILL, of the thread or of the program; blocked signals don't count."""
+    kill, alarm, last = 1 << 8, 1 << 13, 1 << 63
+    assert not callers.kill_pending(STATUS.format(0, 0))
+    assert not callers.kill_pending(STATUS.format(alarm, last))
+    assert callers.kill_pending(STATUS.format(kill, 0))
+    assert callers.kill_pending(STATUS.format(alarm, kill | last))
+
+
+def test_a_caller_is_looked_at_only_when_it_got_a_signal() -> None:
+    """And one that can't be seen isn't being killed."""
+    assert not callers.killed(lambda: pytest.fail("not asked"), lambda: 0)
+    assert not callers.killed(os.getpid, lambda: 1)
+    assert not callers.killed(lambda: 0, lambda: 1)
 
 
 def test_every_changing_handler_answers_erofs() -> None:

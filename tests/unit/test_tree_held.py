@@ -3,10 +3,11 @@
 import logging
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 
-from optfs.errors import AccessDenied, DeadlineExceeded, NotFound, OptfsError, ServiceUnavailable, TokenRefused
+from optfs.errors import Abandoned, AccessDenied, DeadlineExceeded, NotFound, OptfsError, ServiceUnavailable, TokenRefused
 from optfs.tree.folders import File
 from optfs.workers import WorkerPool
 from tests.support.trees import MemoryStore, Rig
@@ -335,10 +336,25 @@ def test_who_waits_for_anothers_listing_waits_no_longer_than_its_own_deadline() 
     leader, results = _in_threads(1, lambda: rig.names(RECENT))
     assert gate.reached.wait(LIMIT)
     with pytest.raises(DeadlineExceeded):
-        rig.catalog.children(f"/123/{RECENT}", rig.deadline(0.01))
+        rig.catalog.children(f"/123/{RECENT}", rig.deadline(0.0))
     gate.open.set()
     _join(leader)
     assert results == [["a"]]
+
+
+def test_who_is_killed_leaves_the_listing_to_others() -> None:
+    """Also the one that it was begun for."""
+    store = MemoryStore(keys=[f"{RECENT}/a"])
+    rig = Rig([store])
+    rig.lookup(RECENT)
+    gate = store.gate = _Gate(f"{RECENT}/")
+    with pytest.raises(Abandoned):
+        rig.catalog.children(f"/123/{RECENT}", replace(rig.deadline(), abandoned=gate.reached.is_set))
+    follower, results = _in_threads(1, lambda: rig.names(RECENT))
+    gate.open.set()
+    _join(follower)
+    assert results == [["a"]]
+    assert store.units().count(f"{RECENT}/") == 1
 
 
 def test_a_walk_has_many_listings_in_flight() -> None:
