@@ -208,3 +208,31 @@ def test_a_full_cache_disk_means_no_caching(services: Services, tmp_path: Path) 
             assert mount.end() == 0
     finally:
         subprocess.run(["umount", "-l", str(mount.cache)], check=True)
+
+
+LATER = """
+from optfs.cache import blockfile, folder
+folder.BLOCKS = "blocks-v2"
+blockfile._FORMAT = 2
+"""
+"""Makes the program a later one, whose blocks are of another format."""
+
+
+def test_two_versions_of_the_program_share_a_cache_folder(services: Services, tmp_path: Path) -> None:
+    """Both at once, each with blocks of its own; neither warns, and neither fetches again what it has."""
+    require("fuse3")
+    shared = ("--cache-dir", str(tmp_path / "cache"))
+    mounts = [
+        MountProcess(services, tmp_path / name, "aws", "fuse3", *shared, before=before) for name, before in (("now", ""), ("later", LATER))
+    ]
+    for fetches in (True, False):
+        services.requests.clear()
+        with mounts[0] as now, mounts[1] as later:
+            for mount in (now, later, now, later):
+                read_all(mount)
+            for mount in (now, later):
+                mount.holds(mount.account / key for key in FILES)
+                assert mount.warnings() == []
+        assert (services.requests.count("get") > 0) is fetches
+    for version in ("blocks-v1", "blocks-v2"):
+        assert len(list((tmp_path / "cache" / version).glob("[0-9a-f]/*"))) >= len(FILES)

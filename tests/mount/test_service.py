@@ -9,6 +9,7 @@ import subprocess
 import sys
 import urllib.request
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -104,6 +105,28 @@ def test_a_background_mount_is_usable_when_the_command_returns_and_gone_when_umo
     assert running.end_of(pid, 0)
     assert mounts.find(machine.point) is None
     assert machine.optfs("status", machine.point).returncode == 1
+
+
+def test_a_background_mount_renews_reads_and_caches_though_it_was_forked(tmp_path: Path) -> None:
+    """No thread or lock of the command's own is lost with the fork: credentials are renewed, files read at once, blocks written."""
+    require("auto")
+    keys = [f"type=events/date=2026-11-01/event={number}/part.parquet" for number in range(20)]
+    with Services(credential_lifetime=4) as services:
+        for key in keys:
+            services.put(key, DATA)
+        machine = Machine(services, tmp_path)
+        try:
+            (tmp_path / "token").write_text(services.token)
+            machine.mount("--token-command", f"cat {tmp_path}/token", "--provider", "aws", "--listing-ttl", "0s")
+            given = services.requests.count("credentials")
+            paths = [machine.point / services.account / key for key in keys]
+            with ThreadPoolExecutor(len(paths)) as threads:
+                assert list(threads.map(Path.read_bytes, paths)) == [DATA] * len(paths)
+            eventually(lambda: services.requests.count("credentials") > given + 1, "the credentials are renewed")
+            eventually(lambda: all(int(os.getxattr(path, "user.optfs.cached")) == len(DATA) for path in paths), "all is in the cache")
+            assert machine.optfs("umount", machine.point).returncode == 0
+        finally:
+            machine.clean()
 
 
 def test_status_tells_credentials_cache_and_requests(machine: Machine) -> None:

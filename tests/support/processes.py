@@ -37,13 +37,28 @@ class MountProcess(Mounted):
         binding: str,
         *options: str,
         limits: Mapping[int, tuple[int, int]] | None = None,
+        before: str = "",
         environment: Mapping[str, str | None] | None = None,
     ) -> None:
-        """Describe it: `limits` are soft and hard limits by resource; variables of `environment` that are None are left out."""
+        """Describe it.
+
+        Args:
+            services: what is mounted.
+            folder: for the mount point, the cache and the log.
+            provider: which store.
+            binding: which libfuse.
+            options: of `optfs mount`.
+            limits: soft and hard limits by resource.
+            before: Python that runs in the process before the program does.
+            environment: variables; those that are None are left out.
+
+        """
         super().__init__(services, folder, provider, binding, *options)
         if limits:
             program = _LIMITED.format(limits=[(kind, pair) for kind, pair in limits.items()])
             self._command = [sys.executable, "-c", program, *self._command[1:]]
+        if before:
+            self._command = [sys.executable, "-c", f"{before}\nimport runpy\nrunpy.run_module('optfs')", *self._command[3:]]
         self._variables = {**services.environment, **(environment or {})}
 
     def __enter__(self) -> Self:
