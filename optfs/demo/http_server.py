@@ -203,7 +203,7 @@ class HttpServer:
                 proper = response
                 response = distort(action, response, lambda: _content(proper))
         entry.status = response.status
-        if request.kind in {"list", "get"} and self._pace.latency > 0:
+        if (request.kind in {"list", "get"} or request.method == "HEAD") and self._pace.latency > 0:
             self._stopping.wait(self._pace.latency)
         self._send(sock, request, response, fault)
 

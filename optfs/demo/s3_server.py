@@ -1,5 +1,7 @@
 """S3 as the export's users may see it: ListObjectsV2 and GetObject below the account's prefix, path-style; all else is denied.
 
+Where the services aren't `strict`, HEAD and listings above the prefix are allowed, as other programs to mount a bucket ask for them.
+
 Facts from Amazon's API reference (ListObjectsV2, GetObject, Error responses). Keys with `encoding-type=url` are encoded as S3 does it:
 a space is a plus sign, a slash stays.
 """
@@ -47,16 +49,18 @@ class S3Handler:
 
     service: Service = "s3"
 
-    def __init__(self, bucket: Bucket, account: Account, issuer: Issuer, paging: Paging) -> None:
+    def __init__(self, bucket: Bucket, account: Account, issuer: Issuer, paging: Paging, *, strict: bool = True) -> None:
         self._bucket = bucket
         self._account = account
         self._issuer = issuer
         self._paging = paging
+        self._strict = strict
 
     def classify(self, request: Request) -> None:
         """Tell listings and gets of objects from all else."""
         bucket, _, key = request.path.lstrip("/").partition("/")
-        if request.method != "GET" or bucket != S3_BUCKET:
+        if bucket != S3_BUCKET or request.method != "GET":
+            request.key = key
             return
         if key:
             request.kind, request.key = "get", key
@@ -68,12 +72,16 @@ class S3Handler:
         try:
             self._authenticate(request)
             self._authorize(request)
+            if request.method == "HEAD" and not request.key:
+                return Response(200)
             return self._list(request) if request.kind == "list" else self._get(request)
         except _Refusal as refusal:
             return error(refusal.status, refusal.code, str(refusal))
 
     def _authorize(self, request: Request) -> None:
         """Raise _Refusal for all but listings and gets below the account's prefix."""
+        if not self._strict and (request.kind != "other" or request.method == "HEAD"):
+            return
         if request.kind == "other" or not request.key.startswith(self._account.prefix):
             raise _Refusal(403, "AccessDenied", "Access Denied")
 

@@ -49,6 +49,7 @@ class Services:
         latency: float = 0.0,
         rate: int | None = None,
         token: str | None = None,
+        strict: bool = True,
         clock: Callable[[], float] = time.time,
     ) -> None:
         """Describe the services; `start` starts them.
@@ -62,6 +63,7 @@ class Services:
             latency: seconds before the first byte of each answer to a list or a get.
             rate: bytes a second of each body; None: no limit.
             token: the personal access token; None: a random one.
+            strict: whether S3 denies all that an export's users are denied.
             clock: wall clock that credentials expire by.
 
         """
@@ -80,7 +82,7 @@ class Services:
         self._token_state.good.set()
         handlers = (
             ApiHandler(self._account, self.issuer, self._token_state),
-            S3Handler(self.s3_bucket, self._account, self.issuer, self.paging),
+            S3Handler(self.s3_bucket, self._account, self.issuer, self.paging, strict=strict),
             GcsHandler(self.gcs_bucket, self._account, self.issuer, self.paging),
         )
         self._api, self._s3, self._gcs = self._servers = [

@@ -96,7 +96,7 @@ def main() -> None:
     parser.add_argument("--latency", type=float, default=0.03)
     parser.add_argument("--rate", type=int, default=80_000_000)
     arguments = parser.parse_args()
-    services = Services(account="123", latency=arguments.latency, rate=arguments.rate or None)
+    services = Services(account="123", latency=arguments.latency, rate=arguments.rate or None, strict=False)
     fill(services, arguments.folder)
     with services:
         keys = services.static_keys()
