@@ -1,13 +1,14 @@
 # Each target sets up what it needs first; see scripts/setup.sh.
 PYTHON := .venv/bin/python
 
-.PHONY: help setup demo test check bench soak clean
+.PHONY: help setup demo test check bench scaling soak clean
 
 help:
 	@echo "make demo    show the main job on embedded services, and leave nothing behind"
 	@echo "make test    run the tests"
 	@echo "make check   lint, types and the direction of imports"
-	@echo "make bench   measure beside what is installed of rclone and Mountpoint"
+	@echo "make bench   measure beside what is installed of s3fs, rclone and Mountpoint"
+	@echo "make scaling walk trees of 10,000 to 1,000,000 objects"
 	@echo "make soak    an hour of random load and faults (MINUTES=60)"
 
 setup:
@@ -27,6 +28,9 @@ check: setup
 
 bench: setup
 	@$(PYTHON) scripts/bench.py
+
+scaling: setup
+	@$(PYTHON) scripts/scaling.py
 
 soak: setup
 	@$(PYTHON) scripts/soak.py --minutes $(or $(MINUTES),60)

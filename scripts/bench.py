@@ -32,7 +32,15 @@ BIG = f"{BUCKET}/{PREFIX}/type%3Devents/date%3D2026-11-01/event%3Dbig/part-0.par
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """One run of one test on one program: seconds, CPU seconds, bytes of peak memory, seconds until ready, and requests."""
+    """One run of one test on one program.
+
+    Attributes:
+        cpu: seconds.
+        peak: resident memory, bytes.
+        ready: seconds until the mount could be used.
+        fetched: bytes that optfs fetched, and those of them that were fetched ahead and not read.
+
+    """
 
     seconds: float
     cpu: float
@@ -40,13 +48,14 @@ class Result:
     ready: float
     lists: int
     gets: int
+    fetched: tuple[int, int] | None
 
 
 class Server:
     """The services' process."""
 
-    def __init__(self, folder: Path, latency: float, rate: int) -> None:
-        line = [sys.executable, "-m", "benchmark.server", "--folder", str(folder), "--latency", str(latency), "--rate", str(rate)]
+    def __init__(self, folder: Path, latency: float, rate: int, *more: str) -> None:
+        line = [sys.executable, "-m", "benchmark.server", "--folder", str(folder), "--latency", str(latency), "--rate", str(rate), *more]
         self._process = subprocess.Popen(line, cwd=Path(__file__).parent, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         self.service = Service(**self._answer())
 
@@ -97,11 +106,12 @@ def run_once(measure: Measure, program: Program, server: Server, folder: Path) -
             seconds = time.perf_counter() - started
             after, peak = mounted.usage()
             counts = server.counts()
+            fetched = mounted.fetched()
         finally:
             mounted.close()
     finally:
         shutil.rmtree(place, ignore_errors=True)
-    return Result(seconds, after - before, peak, mounted.ready, counts.get("list", 0), counts.get("get", 0))
+    return Result(seconds, after - before, peak, mounted.ready, counts.get("list", 0), counts.get("get", 0), fetched)
 
 
 def speed(measure: Measure, seconds: float) -> str:
@@ -119,9 +129,10 @@ def report(measure: Measure, results: dict[str, list[Result]]) -> dict[str, floa
         medians[name] = statistics.median(seconds)
         middle = sorted(rows, key=lambda row: row.seconds)[len(rows) // 2]
         spread = f"({min(seconds):.2f}–{max(seconds):.2f} s)"
+        amount = f", {middle.fetched[0] / MiB:.0f} MiB, {middle.fetched[1] / MiB:.0f} in vain" if middle.fetched else ""
         rest = f"cpu {middle.cpu:.2f} s, peak {max(row.peak for row in rows) / MiB:.0f} MiB, ready {middle.ready:.2f} s"
         print(
-            f"{measure.name:9} {name:15} {speed(measure, medians[name]):>9} {spread:>16}  {rest}, {middle.lists} LIST, {middle.gets} GET",
+            f"{measure.name:9} {name:15} {speed(measure, medians[name]):>9} {spread:>16}  {rest}, {middle.lists} LIST, {middle.gets} GET{amount}",
             flush=True,
         )
     peers = {name: value for name, value in medians.items() if not name.startswith("optfs")}

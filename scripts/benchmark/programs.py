@@ -12,6 +12,8 @@ import sys
 import time
 from pathlib import Path
 
+from optfs.service import control
+
 BUCKET = "optimizely-events-data"
 GCS_BUCKET = "optimizely-e3-123"
 PREFIX = "v1/account_id=123"
@@ -140,6 +142,11 @@ class Mounted:
         status = Path(f"/proc/{self.process.pid}/status").read_text()
         peak = next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM:"))
         return ticks / os.sysconf("SC_CLK_TCK"), peak * 1024
+
+    def fetched(self) -> tuple[int, int] | None:
+        """Return how many bytes optfs has fetched, and how many of these ahead and in vain; None of another program."""
+        told = control.ask_mount(self._point)
+        return None if told is None else (told["bytes_fetched"], told["readahead"]["unused"] + told["readahead"]["waiting"])
 
     def close(self) -> None:
         """Unmount, and wait for the process to end."""

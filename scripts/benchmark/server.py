@@ -1,6 +1,6 @@
 """The embedded services with the benchmark's data, as a process of their own, which shares no interpreter with what is measured.
 
-    python -m benchmark.server --folder DIR --latency SECONDS --rate BYTES
+    python -m benchmark.server --folder DIR --latency SECONDS --rate BYTES [--objects N]
 
 Prints one line of JSON with the addresses and the token when it is ready, answers each line on standard input with the counts of requests
 since the last one, and ends when standard input ends.
@@ -13,6 +13,8 @@ The data, below account 123's prefix:
 - `type=events/date=2026-11-03/event=wide/`: 10,000 files of 100 bytes
 - `type=events/date=2026-11-04/event=purchase/`: 100 Parquet files
 - `type=decisions/date=*/experiment=*/`: 365 days × 20 experiments × 2 files
+
+With `--objects`, instead of all that, N small files in 500 days × 20 experiments.
 """
 
 import argparse
@@ -89,15 +91,29 @@ def fill(services: Services, folder: Path) -> None:
         services.put(f"type=decisions/date={date}/_SUCCESS", b"")
 
 
+def fill_with_many(services: Services, count: int) -> None:
+    """Put `count` small objects into S3's bucket, evenly below 500 days × 20 experiments."""
+    first = datetime.date(2025, 1, 1)
+    for day in range(500):
+        for experiment in range(20):
+            folder = f"type=decisions/date={first + datetime.timedelta(days=day)}/experiment={9000 + experiment}"
+            for part in range(count // 10_000):
+                services.put(f"{folder}/part-{part:05}-8d4a1211-90b6-afe6-f263-4ad0ee559c8d.c000.snappy.parquet", b"0123456789")
+
+
 def main() -> None:
     """Serve until standard input ends."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, required=True)
     parser.add_argument("--latency", type=float, default=0.03)
     parser.add_argument("--rate", type=int, default=80_000_000)
+    parser.add_argument("--objects", type=int, default=0)
     arguments = parser.parse_args()
-    services = Services(account="123", latency=arguments.latency, rate=arguments.rate or None, strict=False)
-    fill(services, arguments.folder)
+    services = Services(account="123", gcs=not arguments.objects, latency=arguments.latency, rate=arguments.rate or None, strict=False)
+    if arguments.objects:
+        fill_with_many(services, arguments.objects)
+    else:
+        fill(services, arguments.folder)
     with services:
         keys = services.static_keys()
         addresses = {

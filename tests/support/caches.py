@@ -1,9 +1,12 @@
 """Block caches on a temporary folder: clocks moved by hand, keys, contents that follow from the key, and what the folder takes."""
 
 import hashlib
+import logging
 import os
 from collections.abc import Callable
 from pathlib import Path
+
+import pytest
 
 from optfs.cache.blockfile import block_name, parse_name
 from optfs.cache.disk import BACKLOG, DiskCache
@@ -104,3 +107,13 @@ def disk_usage(folder: Path) -> int:
             found = os.lstat(Path(path, name))
             total += min(found.st_blocks * 512, -(-found.st_size // 4096) * 4096)
     return total
+
+
+KEYS = [block_key(number) for number in range(8)]
+ALL = [True] * len(KEYS)
+NONE = [False] * len(KEYS)
+
+
+def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
+    """Return the warnings of the cache so far."""
+    return [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING and record.name.startswith("optfs.cache")]

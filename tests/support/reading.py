@@ -154,3 +154,24 @@ def check(file: OpenFile, offset: int, length: int) -> None:
     """Read, and compare with what the object holds."""
     expected = max(0, min(length, file.info.size - offset))
     assert b"".join(file.read(offset, length)) == contents(file.info.key, offset, expected)
+
+
+def stream(file: OpenFile, start: int, stop: int, step: int = MiB) -> None:
+    """Read one piece after the other, and compare."""
+    for offset in range(start, stop, step):
+        check(file, offset, min(step, stop - offset))
+
+
+def started(call: object, *arguments: object) -> threading.Thread:
+    """Run a call in a thread."""
+    assert callable(call)
+    thread = threading.Thread(target=call, args=arguments, daemon=True)
+    thread.start()
+    return thread
+
+
+def ended(*threads: threading.Thread) -> None:
+    """Wait for threads."""
+    for thread in threads:
+        thread.join(PATIENCE)
+        assert not thread.is_alive()
