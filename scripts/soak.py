@@ -4,8 +4,8 @@
 
 Readers read random ranges and whole files and compare each byte with what the bucket holds; walkers list folders and compare names;
 credentials live 30 seconds; 1 % of the data requests are reset, 1 % answer 503, some bodies end early or stall; objects are overwritten all
-along, with other sizes. In the first third of the time the mount is now and then unmounted and mounted again, or killed and mounted over its
-dead mount point; after that one process lives to the end, so that its memory can be compared.
+along, with other sizes, three of them every second. In the first third of the time the mount is now and then unmounted and mounted again,
+or killed and mounted over its dead mount point; after that one process lives to the end, so that its memory can be compared.
 
 A finding is: a wrong byte or name; an error from the mount that isn't explained by a transition under way; a request signed with an
 expired credential; memory of the last process that grew by more than 24 MiB between the medians of its first and last quarter, or
@@ -42,9 +42,17 @@ DAYS = 6
 SMALL_FILES = 40
 BIG_FILES = 3
 BIG_SIZE = 48 * MiB
+HOT_FILES = 3
+HOT_SIZE = 300_000
+HOT_PAUSE = 0.4
+HOT_SHARE = 0.2
 VERSIONS_KEPT = 5
+HOT_VERSIONS_KEPT = 40  # 48 seconds' worth: a listing is believed for 5, and longer while it can't be refreshed
 GROWTH_ALLOWED = 24 * MiB
 DESCRIPTORS_ALLOWED = 4
+
+
+HOT_KEYS = [f"type=decisions/date=2026-01-02/experiment=hot{number}/part-0.parquet" for number in range(HOT_FILES)]
 
 
 def content(generation: int, size: int) -> bytes:
@@ -85,7 +93,8 @@ class Truth:
         with self.lock:
             self.generation += 1
             data = content(self.generation, size)
-            self.versions[key] = (data, *self.versions.get(key, ()))[:VERSIONS_KEPT]
+            kept = HOT_VERSIONS_KEPT if key in HOT_KEYS else VERSIONS_KEPT
+            self.versions[key] = (data, *self.versions.get(key, ()))[:kept]
             services.put(key, data)
 
     def of(self, key: str) -> tuple[bytes, ...]:
@@ -240,7 +249,7 @@ class Load:
 
     def read_range(self, dice: random.Random) -> None:
         """Read one random range of one random file."""
-        key = dice.choice(self._truth.list_keys())
+        key = self._choose(dice)
         versions = self._truth.of(key)
         with open(self._root / key, "rb", buffering=0) as file:
             size = os.fstat(file.fileno()).st_size
@@ -251,10 +260,13 @@ class Load:
 
     def read_whole(self, dice: random.Random) -> None:
         """Read one random file from its start to its end."""
-        key = dice.choice(self._truth.list_keys())
+        key = self._choose(dice)
         versions = self._truth.of(key)
         data = (self._root / key).read_bytes()
         self._compare(key, data, 0, 1 << 40, versions)
+
+    def _choose(self, dice: random.Random) -> str:
+        return dice.choice(HOT_KEYS if dice.random() < HOT_SHARE else self._truth.list_keys())
 
     def walk(self, dice: random.Random) -> None:
         """List one day, names and sizes."""
@@ -292,6 +304,18 @@ def read_exactly(descriptor: int, length: int, offset: int) -> bytes:
     return data
 
 
+def fill(truth: Truth, services: Services, seed: int) -> None:
+    """Put the first version of every object."""
+    dice = random.Random(seed)  # noqa: S311 - reproducible data
+    for day in range(DAYS):
+        for number in range(SMALL_FILES):
+            truth.put(services, f"type=decisions/date=2026-01-{day + 1:02}/experiment={number}/part-0.parquet", dice.randint(8, 2 * MiB))
+    for key in HOT_KEYS:
+        truth.put(services, key, HOT_SIZE)
+    for number in range(BIG_FILES):
+        truth.put(services, f"type=decisions/date=2026-01-01/experiment=big{number}/part-0.parquet", BIG_SIZE)
+
+
 def install_faults(services: Services, seed: int, tally: Tally) -> None:
     """Let one in a hundred data requests be reset and one answer 503; fewer end early or stall."""
     dice = random.Random(seed)  # noqa: S311 - reproducible faults
@@ -314,6 +338,20 @@ def install_faults(services: Services, seed: int, tally: Tally) -> None:
     services.faults.add(Fault(stall, Stall(after=1000)))
 
 
+def churn_thread(truth: Truth, services: Services, load: Load, seed: int) -> threading.Thread:
+    """Overwrite one of the hot files again and again."""
+
+    def run() -> None:
+        dice = random.Random(f"{seed}/churn")  # noqa: S311 - reproducible load
+        while not load.stop.wait(HOT_PAUSE):
+            truth.put(services, dice.choice(HOT_KEYS), dice.randint(8, HOT_SIZE))
+            load.tally.count("overwrites of hot files")
+
+    thread = threading.Thread(target=run, name="churn", daemon=True)
+    thread.start()
+    return thread
+
+
 def transitions_thread(mount: Mount, truth: Truth, services: Services, load: Load, arguments: argparse.Namespace) -> threading.Thread:
     """Overwrite an object every few seconds; in the first third remount or kill every few minutes."""
     tally, transitions, stop, seed = load.tally, load.transitions, load.stop, arguments.seed
@@ -323,7 +361,7 @@ def transitions_thread(mount: Mount, truth: Truth, services: Services, load: Loa
         dice = random.Random(f"{seed}/transitions")  # noqa: S311 - reproducible load
         next_remount = time.monotonic() + 120
         while not stop.wait(dice.uniform(2, 8)):
-            key = dice.choice([key for key in truth.list_keys() if "big" not in key])
+            key = dice.choice([key for key in truth.list_keys() if "big" not in key and key not in HOT_KEYS])
             truth.put(services, key, dice.randint(8, 2 * MiB))
             tally.count("overwrites")
             if not next_remount <= time.monotonic() < last_remount:
@@ -393,14 +431,7 @@ def main() -> int:
         account=ACCOUNT, s3=arguments.provider == "aws", gcs=arguments.provider == "gcp", credential_lifetime=CREDENTIAL_LIFETIME
     )
     with tempfile.TemporaryDirectory(prefix="optfs-soak-") as name, services:
-        dice = random.Random(arguments.seed)  # noqa: S311 - reproducible data
-        for day in range(DAYS):
-            for number in range(SMALL_FILES):
-                truth.put(
-                    services, f"type=decisions/date=2026-01-{day + 1:02}/experiment={number}/part-0.parquet", dice.randint(8, 2 * MiB)
-                )
-        for number in range(BIG_FILES):
-            truth.put(services, f"type=decisions/date=2026-01-01/experiment=big{number}/part-0.parquet", BIG_SIZE)
+        fill(truth, services, arguments.seed)
         mount = Mount(services, Path(name), arguments.provider, arguments.binding)
         try:
             mount.start()
@@ -409,6 +440,7 @@ def main() -> int:
             threads = [load.repeat(f"range-{number}", arguments.seed, load.read_range) for number in range(3)]
             threads.append(load.repeat("whole", arguments.seed, load.read_whole))
             threads.append(load.repeat("walk", arguments.seed, load.walk))
+            threads.append(churn_thread(truth, services, load, arguments.seed))
             threads.append(transitions_thread(mount, truth, services, load, arguments))
             samples = watch(mount, transitions, arguments.minutes, stop)
             stop.set()
