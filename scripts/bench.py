@@ -3,8 +3,8 @@
     python scripts/bench.py [--runs 3] [--tests seq,par8,…] [--programs optfs,s3fs,…] [--latency-ms 30] [--rate-mb 80] [--picture FILE]
 
 A peer that is not installed is left out and named. Medians are printed with the smallest and largest run, then the ratio of the best peer
-to optfs (over 1: optfs is faster). Memory, CPU seconds and requests belong to the program and the test alone. The data lies in memory where
-/dev/shm has 4 GiB free, else in the folder for temporary files.
+to optfs (over 1: optfs is faster). A test that takes more than two minutes is ended. Memory, CPU seconds and requests belong to the program
+and the test alone. The data lies in memory where /dev/shm has 4 GiB free, else in the folder for temporary files.
 """
 
 import argparse
@@ -22,7 +22,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmark.measures import Failed, Measure, measures, raw
+from benchmark.measures import LIMIT, Failed, Measure, Stopped, measures, raw
 from benchmark.programs import BUCKET, PREFIX, Mounted, NotMountedError, Program, Service, programs
 
 from optfs.values import MiB
@@ -39,6 +39,7 @@ class Result:
         peak: resident memory, bytes.
         ready: seconds until the mount could be used.
         fetched: bytes that optfs fetched, and those of them that were fetched ahead and not read.
+        stopped: it took longer than that, and was ended.
 
     """
 
@@ -49,6 +50,7 @@ class Result:
     lists: int
     gets: int
     fetched: tuple[int, int] | None
+    stopped: bool
 
 
 class Server:
@@ -102,7 +104,11 @@ def run_once(measure: Measure, program: Program, server: Server, folder: Path) -
             server.counts()
             before, _ = mounted.usage()
             started = time.perf_counter()
-            measure.run(mounted.root)
+            stopped = False
+            try:
+                measure.run(mounted.root)
+            except Stopped:
+                stopped = True
             seconds = time.perf_counter() - started
             after, peak = mounted.usage()
             counts = server.counts()
@@ -111,7 +117,7 @@ def run_once(measure: Measure, program: Program, server: Server, folder: Path) -
             mounted.close()
     finally:
         shutil.rmtree(place, ignore_errors=True)
-    return Result(seconds, after - before, peak, mounted.ready, counts.get("list", 0), counts.get("get", 0), fetched)
+    return Result(seconds, after - before, peak, mounted.ready, counts.get("list", 0), counts.get("get", 0), fetched, stopped)
 
 
 def speed(measure: Measure, seconds: float) -> str:
@@ -130,6 +136,9 @@ def report(measure: Measure, results: dict[str, list[Result]]) -> dict[str, floa
         middle = sorted(rows, key=lambda row: row.seconds)[len(rows) // 2]
         spread = f"({min(seconds):.2f}–{max(seconds):.2f} s)"
         amount = f", {middle.fetched[0] / MiB:.0f} MiB, {middle.fetched[1] / MiB:.0f} in vain" if middle.fetched else ""
+        if middle.stopped:
+            print(f"{measure.name:9} {name:15} more than {LIMIT:.0f} s: ended")
+            continue
         rest = f"cpu {middle.cpu:.2f} s, peak {max(row.peak for row in rows) / MiB:.0f} MiB, ready {middle.ready:.2f} s"
         print(
             f"{measure.name:9} {name:15} {speed(measure, medians[name]):>9} {spread:>16}  {rest}, {middle.lists} LIST, {middle.gets} GET{amount}",
@@ -139,7 +148,8 @@ def report(measure: Measure, results: dict[str, list[Result]]) -> dict[str, floa
     if peers:
         best = min(peers, key=lambda name: peers[name])
         for name in medians.keys() - peers.keys():
-            print(f"{measure.name:9} {name} is {peers[best] / medians[name]:.2f} times as fast as the best peer, {best}", flush=True)
+            least = "at least " if results[best][0].stopped else ""
+            print(f"{measure.name:9} {name} is {least}{peers[best] / medians[name]:.2f} times as fast as the best peer, {best}", flush=True)
     return medians
 
 
@@ -203,6 +213,8 @@ def main() -> None:
                 results: dict[str, list[Result]] = {program.name: [] for program in chosen}
                 for _ in range(arguments.runs):
                     for program in list(chosen):
+                        if any(result.stopped for result in results[program.name]):
+                            continue
                         try:
                             results[program.name].append(run_once(measure, program, server, folder))
                         except Failed as error:

@@ -2,6 +2,7 @@
 
 import os
 import random
+import signal
 import subprocess
 import sys
 import time
@@ -18,8 +19,16 @@ print(table.num_rows, pyarrow.compute.sum(table["revenue"]))
 """
 
 
+LIMIT = 120.0
+"""Seconds that a test may take: peers that list each of 7,666 folders by itself take ten minutes for `tree`."""
+
+
 class Failed(Exception):
     """A test gave a wrong answer or ended badly."""
+
+
+class Stopped(Exception):
+    """A test took longer than `LIMIT`, and was ended."""
 
 
 @dataclass(frozen=True)
@@ -40,10 +49,18 @@ class Measure:
 
 
 def _shell(line: str, *arguments: str) -> str:
-    done = subprocess.run(["bash", "-c", line, "bash", *arguments], capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise Failed(done.stderr.strip()[-300:])
-    return done.stdout.strip()
+    process = subprocess.Popen(
+        ["bash", "-c", line, "bash", *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    try:
+        out, err = process.communicate(timeout=LIMIT)
+    except subprocess.TimeoutExpired as late:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+        raise Stopped from late
+    if process.returncode:
+        raise Failed(err.strip()[-300:])
+    return out.strip()
 
 
 def _expect(answer: str, expected: str) -> None:
