@@ -295,6 +295,8 @@ class HeldListings:
         """List a unit in the background unless that is done or under way. A failure is left to whoever needs the listing."""
         with self._lock:
             held = self._held.get(unit)
+            if held is not None:  # it will be wanted soon: not to be dropped for one that is listed before
+                self._held.move_to_end(unit)
             if self._closed or unit in self._flights or (held is not None and self._believed(held.listing, self._clock())):
                 return False
             flight = self._flights[unit] = _Flight()

@@ -10,7 +10,7 @@ import pytest
 from optfs.errors import Abandoned, AccessDenied, DeadlineExceeded, NotFound, OptfsError, ServiceUnavailable, TokenRefused
 from optfs.tree.folders import File
 from optfs.workers import WorkerPool
-from tests.support.trees import MemoryStore, Rig
+from tests.support.trees import HandPool, MemoryStore, Rig
 
 OLD = "type=a/date=2026-10-20"
 RECENT = "type=a/date=2026-10-31"
@@ -133,6 +133,24 @@ def test_the_least_recently_used_listings_are_dropped_beyond_the_bound() -> None
     assert store.units().count(f"{days[-1]}/") == 1
     assert len(rig.names(days[0])) == 10
     assert store.units().count(f"{days[0]}/") == 2
+
+
+def test_a_second_walk_over_a_little_more_than_is_held_is_listed_ahead_as_the_first() -> None:
+    """What was held when it was to be listed ahead is still held when the walk comes to it."""
+    days = [f"type=a/date={2000 + year}-10-10" for year in range(200)]
+    store = MemoryStore(keys=[f"{day}/{number}" for day in days for number in range(10)])
+    pool = HandPool()
+    rig = Rig([store], pool=pool, ttl=3600.0, max_objects=198 * 11)
+    demanded = []
+    for _ in range(3):
+        before = len(store.units()) - rig.catalog.statistics().prefetched
+        rig.names("type=a")
+        for day in days:
+            assert len(rig.names(day)) == 10
+            pool.jobs.reverse()  # threads run them at once, in any order
+            pool.run()
+        demanded.append(len(store.units()) - rig.catalog.statistics().prefetched - before)
+    assert max(demanded) < 10
 
 
 # Failures
