@@ -27,7 +27,8 @@ check: setup
 	@.venv/bin/lint-imports
 
 bench: setup
-	@$(PYTHON) scripts/bench.py
+	@$(PYTHON) -c 'import matplotlib' 2>/dev/null || { echo 'installing matplotlib, for the picture'; $(PYTHON) -m pip install --quiet matplotlib; }
+	@$(PYTHON) scripts/bench.py --picture build/bench.png
 
 scaling: setup
 	@$(PYTHON) scripts/scaling.py

@@ -170,7 +170,9 @@ def picture(path: Path, table: dict[str, dict[str, float]]) -> None:
     axes.set_yscale("log")
     axes.set_ylabel("seconds (less is better)")
     axes.legend()
+    path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path)
+    print(f"the picture is {path}")
 
 
 def data_folder() -> Path:
