@@ -85,16 +85,8 @@ class KernelCache:
 
     def told(self, path: str, version: str, size: int, caller: Caller) -> None:
         """Note that the kernel is told attributes of this version, which is `size` bytes long."""
-        if self._clock() >= self._turn_at:
-            self._turn()
-        before = self._told.get(path) or self._told_before.get(path) or version
-        if before != version:
-            self._changes.setdefault(path, dict(self._changes_before.get(path, ())))[caller()] = version
-        elif self._changes or self._changes_before:  # seldom
-            change = self._changes.get(path) or self._changes_before.get(path)
-            if change:
-                change[caller()] = version
-        self._told[path] = version
+        if self._lifetime:
+            self._remember(path, version, caller)
         if path in self._open:  # without the lock: seldom true
             self._tear(path, version, size)
 
@@ -169,6 +161,18 @@ class KernelCache:
         held = self._handles[handle]
         newest = self._torn.get(held.path)
         return newest is not None and not held.direct and newest[0] != held.version and newest[1] > held.size
+
+    def _remember(self, path: str, version: str, caller: Caller) -> None:
+        if self._clock() >= self._turn_at:
+            self._turn()
+        before = self._told.get(path) or self._told_before.get(path) or version
+        if before != version:
+            self._changes.setdefault(path, dict(self._changes_before.get(path, ())))[caller()] = version
+        elif self._changes or self._changes_before:  # seldom
+            change = self._changes.get(path) or self._changes_before.get(path)
+            if change:
+                change[caller()] = version
+        self._told[path] = version
 
     def _tear(self, path: str, version: str, size: int) -> None:
         with self._lock:
