@@ -226,7 +226,10 @@ class FileSystem:
         return self._handles[handle][0].read(offset, size, self.abandoned)
 
     def attributes_of(self, handle: int) -> Attributes:
-        """Return what `fstat` shows: the pinned version's, whatever the path names now. Sends nothing."""
+        """Return the pinned version's, whatever the path names now: what the kernel hears where it asks by a handle, before it reads on.
+
+        Linux asks for `fstat` by the path. Sends nothing.
+        """
         return self._handles[handle][1]
 
     def close(self, handle: int) -> None:

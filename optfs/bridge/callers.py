@@ -1,10 +1,11 @@
 """The program that a request comes from: the number of its thread, and whether it is being killed while it waits for the answer.
 
-Rule: only a signal that ends the program ends its wait. The kernel tells libfuse of any signal to a waiting thread (`fuse_interrupted`), and
-programs get many that mean nothing to a file operation (timers, children that ended, Go's own scheduling); those would see EINTR where no
-disk ever gives it. A signal that ends a program shows as a pending SIGKILL of each of its threads (`complete_signal` in `kernel/signal.c`).
+Rule: only a signal that ends the program ends its wait. Programs get many that mean nothing to a file operation (timers, children that ended,
+Go's own scheduling), and would see EINTR where no disk ever gives it. One that ends a program shows as a pending SIGKILL of each of its threads
+(`complete_signal` in `kernel/signal.c`). libfuse's own word, `fuse_interrupted`, says less, and comes too late where all its threads wait: one
+of them would have to read it from the kernel.
 
-Both functions ask libfuse for what it keeps by thread: they work in a handler, in its own thread. No locks.
+A `Caller` asks libfuse for what it keeps by thread: it works in a handler, in its own thread. No locks.
 """
 
 import signal
@@ -19,9 +20,9 @@ _PENDING = ("SigPnd:", "ShdPnd:")  # of the thread, of the program; both hexadec
 _KILL = 1 << (signal.SIGKILL - 1)
 
 
-def killed(caller: Caller, interrupted: Callable[[], int]) -> bool:
+def killed(caller: Caller) -> bool:
     """Return whether the calling thread's program is being killed; False where that can't be seen."""
-    if not interrupted() or not sys.platform.startswith("linux"):
+    if not sys.platform.startswith("linux"):
         return False
     try:
         status = Path(f"/proc/{caller()}/status").read_text(encoding="ascii", errors="replace")

@@ -37,8 +37,7 @@ class Fuse2(Handlers, fuse.FUSE):  # type: ignore[misc]  # fusepy isn't followed
             RuntimeError: libfuse refuses; it has written why to the standard error.
 
         """
-        library = fuse._libfuse  # the binding's own handle; it doesn't wrap `fuse_interrupted`
-        self.prepare(core, StatLayout(fuse.c_stat), lambda: fuse.fuse_get_context()[2], library.fuse_interrupted)
+        self.prepare(core, StatLayout(fuse.c_stat), lambda: fuse.fuse_get_context()[2], listed=False)
         options = options | {"use_ino": True, "nonempty": True, "max_background": 64, "congestion_threshold": 48, "max_readahead": 1048576}
         fuse.FUSE.__init__(self, operations(), _Argument(mountpoint), raw_fi=True, foreground=True, **options)
 

@@ -37,8 +37,7 @@ class Fuse3(Handlers, mfusepy.FUSE):  # type: ignore[misc]  # mfusepy isn't foll
             RuntimeError: libfuse refuses; it has written why to the standard error.
 
         """
-        library = mfusepy._libfuse  # the binding's own handle; it doesn't wrap `fuse_interrupted`
-        self.prepare(core, StatLayout(mfusepy.c_stat), lambda: mfusepy.fuse_get_context()[2], library.fuse_interrupted)
+        self.prepare(core, StatLayout(mfusepy.c_stat), lambda: mfusepy.fuse_get_context()[2], listed=True)
         if VERSION >= (3, 12):
             # Idle threads stay, since starting one costs more than a request; without a number libfuse 3.14 complains of its own default.
             options = options | {"max_threads": MAX_THREADS, "max_idle_threads": MAX_THREADS}

@@ -77,17 +77,18 @@ class Handlers:
     layout: StatLayout
     caller: Caller
 
-    def prepare(self, core: Core, layout: StatLayout, caller: Caller, interrupted: Callable[[], int]) -> None:
+    def prepare(self, core: Core, layout: StatLayout, caller: Caller, *, listed: bool) -> None:
         """Set what the callbacks need.
 
         Args:
             core: the mount's.
             layout: of the binding's `struct stat`.
-            caller: works in callbacks only, as does the next.
-            interrupted: libfuse's word on whether the caller got a signal.
+            caller: works in callbacks only.
+            listed: whether the kernel hears attributes with the names of a folder.
 
         """
-        core.filesystem.abandoned = partial(killed, caller, interrupted)
+        core.filesystem.abandoned = partial(killed, caller)
+        self._listed = listed
         self.core = core
         self.layout = layout
         self.caller = caller
@@ -219,7 +220,7 @@ class Handlers:
         base = folder.path.rstrip("/") + "/"
         for position in range(offset - 2, len(entries)):
             name, attributes = entries[position]
-            if attributes.version is not None:
+            if attributes.version is not None and self._listed:
                 told(base + name, attributes.version, attributes.size, caller)
             yield encode_name(name), pack(attributes), position + 3
 

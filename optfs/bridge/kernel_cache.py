@@ -5,7 +5,8 @@ The kernel keeps one set of attributes and one page cache a file, whatever versi
 - Attributes. A program that opens a changed file within `attr_timeout` of the last `stat` would see the former size, and the kernel
   would end its reads there. So the open is refused with ESTALE once: Linux then walks the path again, asks for each attribute anew
   (`LOOKUP_REVAL` in `fs/namei.c: do_filp_open`) and opens again, without the program noticing. The kernel takes an answer in the thread
-  that asked, which may be late: while a change is new, an open is believed only of a thread that was itself told of the version.
+  that asked, which may be late: while a change is new, an open is believed only of a thread that was itself told of the version, and
+  nobody of another one since. (What remains: the kernel ignores an answer when it took a former one while the request was on its way.)
 - Pages across opens. They are kept (`keep_cache`) only when they come from the version that is opened. Whose they are is noted when a file
   is closed, not when it is opened: the kernel drops former pages when it takes the answer to an open, and another open may overtake that.
   A handle that was never read says nothing: that answer may have been a refusal, or may not have been taken at all.
@@ -68,7 +69,7 @@ class KernelCache:
         self._clock = clock
         self._told: dict[str, str] = {}
         self._told_before: dict[str, str] = {}
-        # Paths told with another version than before: what each thread was told since, by its number. No value is empty.
+        # Paths told with another version than before: the threads, by number, that were told that one since. No value is empty.
         self._changes: dict[str, dict[int, str]] = {}
         self._changes_before: dict[str, dict[int, str]] = {}
         self._unread: set[int] = set()  # handles that ask for the former pages to be dropped, and of which no read has shown that they are
@@ -77,7 +78,7 @@ class KernelCache:
         self.on_torn: Callable[[bool], None] = lambda _torn: None
         self._lock = threading.Lock()
         # Guarded by _lock: all below. Invariants: each list of _open is non-empty and holds the versions of the path's open handles; _torn
-        # has the newest version told, and its size, of each path that is in _open with another one.
+        # has the version told last, and its size, of each path that was told in another version than one in _open, until that is closed.
         self._pages: OrderedDict[str, str] = OrderedDict()
         self._open: dict[str, list[str]] = {}
         self._handles: dict[int, _Handle] = {}
@@ -167,7 +168,7 @@ class KernelCache:
             self._turn()
         before = self._told.get(path) or self._told_before.get(path) or version
         if before != version:
-            self._changes.setdefault(path, dict(self._changes_before.get(path, ())))[caller()] = version
+            self._changes[path] = {caller(): version}
         elif self._changes or self._changes_before:  # seldom
             change = self._changes.get(path) or self._changes_before.get(path)
             if change:
@@ -176,7 +177,8 @@ class KernelCache:
 
     def _tear(self, path: str, version: str, size: int) -> None:
         with self._lock:
-            if all(other == version for other in self._open.get(path, ())):
+            # Once torn, a path's record follows what is told, also to the version that is open: an older one may have been told in between.
+            if path not in self._torn and all(other == version for other in self._open.get(path, ())):
                 return
             first = not self._torn
             self._torn[path] = (version, size)

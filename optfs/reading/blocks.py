@@ -105,27 +105,31 @@ class Blocks:
 
         """
         first = fetch.parts[0]
-        with self._lock:
-            while True:
-                if first in self._read or first in self._ahead:
-                    return None
-                flight = self._given(first)
-                if flight is not None:
-                    return flight
-                self._check(fetch.parts)
-                if self._closed:
-                    raise ServiceUnavailable("the mount is ending")
-                if self._make_room(fetch, for_reader=True):
-                    self._admit(fetch)
-                    return fetch
-                left = deadline.remaining()
-                if left <= 0:
-                    raise DeadlineExceeded("a read took longer than --timeout: all memory is in use; raise --memory")
-                self._waiting += 1
-                told = self._room.wait(min(left, LOOK_AGAIN))
-                self._waiting -= 1
-                if not told:
-                    deadline.check_abandoned()
+        look_at = self._clock() + LOOK_AGAIN
+        while True:
+            with self._lock:
+                while True:
+                    if first in self._read or first in self._ahead:
+                        return None
+                    flight = self._given(first)
+                    if flight is not None:
+                        return flight
+                    self._check(fetch.parts)
+                    if self._closed:
+                        raise ServiceUnavailable("the mount is ending")
+                    if self._make_room(fetch, for_reader=True):
+                        self._admit(fetch)
+                        return fetch
+                    left = deadline.remaining()
+                    if left <= 0:
+                        raise DeadlineExceeded("a read took longer than --timeout: all memory is in use; raise --memory")
+                    if self._clock() >= look_at:
+                        break
+                    self._waiting += 1
+                    self._room.wait(min(left, LOOK_AGAIN))
+                    self._waiting -= 1
+            deadline.check_abandoned()
+            look_at = self._clock() + LOOK_AGAIN
 
     def ahead(self, fetch: Fetch) -> bool | None:
         """Admit a fetch that nobody waits for; None: its first part is known already; False: there is no room now."""

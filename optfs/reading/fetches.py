@@ -162,15 +162,17 @@ class Fetch:
             Abandoned: nobody needs the bytes any more.
 
         """
-        with self._changed:
-            while True:
-                if self._filled >= upto and self._view is not None:
-                    return self._view
-                if self._error is not None:
-                    raise copy.copy(self._error) from self._error
-                left = deadline.remaining()
-                if left <= 0:
-                    raise DeadlineExceeded("a read took longer than --timeout")
-                self._wanted = min(self._wanted, upto) if self._wanted else upto
-                if not self._changed.wait(min(left, LOOK_AGAIN)):
-                    deadline.check_abandoned()
+        while True:
+            with self._changed:
+                while True:
+                    if self._filled >= upto and self._view is not None:
+                        return self._view
+                    if self._error is not None:
+                        raise copy.copy(self._error) from self._error
+                    left = deadline.remaining()
+                    if left <= 0:
+                        raise DeadlineExceeded("a read took longer than --timeout")
+                    self._wanted = min(self._wanted, upto) if self._wanted else upto
+                    if not self._changed.wait(min(left, LOOK_AGAIN)):
+                        break
+            deadline.check_abandoned()

@@ -243,14 +243,15 @@ class HeldListings:
 
     def _take_off(self, flight: _Flight, unit: str, providers: Sequence[Provider], old: Listing | None, deadline: Deadline) -> None:
         """List a unit in a new thread; in this one where there is no memory for another."""
+        own = Deadline(deadline.clock, deadline.at)
 
         def fly() -> None:
             with contextlib.suppress(BaseException):  # kept in the flight for those who wait
-                self._fly(flight, unit, providers, old, Deadline(deadline.clock, deadline.at))
+                self._fly(flight, unit, providers, old, own)
 
         try:
             threading.Thread(target=fly, name="listing", daemon=True).start()
-        except RuntimeError:
+        except (RuntimeError, MemoryError):
             fly()
 
     def _fly(self, flight: _Flight, unit: str, providers: Sequence[Provider], old: Listing | None, deadline: Deadline) -> None:
@@ -263,9 +264,11 @@ class HeldListings:
             flight.error = error
             raise
         finally:
-            self._land(flight, unit)
-            self._warn(flight.listing)
-            flight.done.set()
+            try:
+                self._land(flight, unit)
+                self._warn(flight.listing)
+            finally:
+                flight.done.set()
 
     def _land(self, flight: _Flight, unit: str) -> None:
         """Take a flight's result into what is held."""

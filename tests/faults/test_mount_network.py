@@ -248,6 +248,9 @@ def test_stalled_readers_hold_up_nobody_else(tmp_path: Path) -> None:
             readable(path, SMALL)
 
 
+HANDLERS = 64
+"""`bridge.fuse3.MAX_THREADS`, which can't be imported without loading libfuse."""
+
 BUSY = """
 import os, signal, sys
 signal.signal(signal.SIGALRM, lambda *_: None)
@@ -266,20 +269,23 @@ def pending(process: int, number: signal.Signals) -> bool:
 
 @pytest.mark.parametrize("binding", ["fuse3", "fuse2"])
 def test_who_waits_for_a_listing_can_be_killed_and_other_signals_change_nothing(tmp_path: Path, binding: str) -> None:
-    """At once, though the listing is never answered; a program with a timer waits on and gets its answer."""
+    """At once, though the listing is never answered; a program with a timer waits on and gets its answer.
+
+    Each looks into a folder of its own: Linux lets only one look a name up, and those who wait for that one can't be killed.
+    """
     services = Services(gcs=False)
-    services.put(file_of("stuck"), SMALL)
-    services.put(file_of("free"), SMALL)
+    stuck = [file_of(f"stuck {number}") for number in range(4)]
+    for key in stuck:
+        services.put(key, SMALL)
     with ground(services, tmp_path, "aws", binding, "--timeout", "120s", "--listing-ttl", "0s") as ready:
-        path = ready.path(file_of("stuck"))
-        fault = services.faults.add(Fault(lambda request: request.kind == "list", Stall(None)))
+        fault = services.faults.add(Fault(lambda request: request.kind == "list" and "stuck" in request.key, Stall(None)))
         programs: list[subprocess.Popen[str]] = []
         try:
-            for line in (["stat"], ["ls", "-l"], ["cat"], [sys.executable, "-c", BUSY]):
-                started = subprocess.Popen([*line, str(path)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+            for line, key in zip((["stat"], ["ls", "-l"], ["cat"], [sys.executable, "-c", BUSY]), stuck, strict=True):
+                started = subprocess.Popen([*line, str(ready.path(key))], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
                 programs.append(started)
             busy = programs[-1]
-            eventually(lambda: fault.hits > 0 and pending(busy.pid, signal.SIGALRM), "they wait")
+            eventually(lambda: fault.hits >= len(stuck) and pending(busy.pid, signal.SIGALRM), "they wait")
             for program, number in zip(programs, (signal.SIGINT, signal.SIGKILL, signal.SIGTERM), strict=False):
                 program.send_signal(number)
                 assert program.wait(LIMIT) == -number
@@ -291,6 +297,30 @@ def test_who_waits_for_a_listing_can_be_killed_and_other_signals_change_nothing(
             for program in programs:
                 program.kill()
                 program.communicate(timeout=LIMIT)
+
+
+def test_who_waits_can_be_killed_though_all_of_libfuses_threads_wait(tmp_path: Path) -> None:
+    """None of them is left to read from the kernel that somebody got a signal."""
+    services = Services(gcs=False)
+    stuck = [file_of(f"stuck {number}") for number in range(HANDLERS + 6)]
+    for key in stuck:
+        services.put(key, SMALL[:10])
+    with ground(services, tmp_path, "aws", "fuse3", "--timeout", "120s") as ready:
+        fault = services.faults.add(Fault(lambda request: request.kind == "list" and "stuck" in request.key, Stall(None)))
+        programs: list[subprocess.Popen[bytes]] = []
+        try:
+            programs += [subprocess.Popen(["stat", str(ready.path(key))], stdout=subprocess.DEVNULL) for key in stuck]
+            eventually(lambda: fault.hits >= HANDLERS, "all threads wait")
+            for program in programs:
+                program.kill()
+            assert {program.wait(LIMIT) for program in programs} == {-signal.SIGKILL}
+            services.faults.remove(fault)
+            readable(ready.path(stuck[0]), SMALL[:10])
+        finally:
+            services.faults.remove(fault)
+            for program in programs:
+                program.kill()
+                program.wait(LIMIT)
 
 
 NAME_SERVICE = """
