@@ -156,6 +156,17 @@ def test_what_one_thread_was_told_of_a_change_says_nothing_for_another() -> None
     assert not kernel.outdated("/f", "2", _reader(13))
 
 
+def test_a_thread_is_not_believed_after_another_was_told_otherwise() -> None:
+    """The kernel may believe that one: a folder that is read on as it was before the change shows the former size again."""
+    kernel = KernelCache(2.0, Clock())
+    kernel.told("/f", "1", 10, ANN)
+    kernel.told("/f", "2", 20, ANN)
+    kernel.told("/f", "1", 10, BOB)
+    assert kernel.outdated("/f", "2", ANN)
+    kernel.told("/f", "2", 20, ANN)
+    assert not kernel.outdated("/f", "2", ANN)
+
+
 def test_a_kernel_that_keeps_no_attributes_is_never_outdated() -> None:
     """A lifetime of 0."""
     kernel = KernelCache(0.0, Clock())
