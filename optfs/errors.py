@@ -13,6 +13,7 @@
     ├── ServiceError                EIO                                       mount exits with 4
     │   ├── ServiceUnavailable      network, 5xx or throttling: trying again may help
     │   └── InvalidResponse         an answer that makes no sense (HTML from a proxy, a wrong Content-Range)
+    ├── OutOfMemory                 ENOMEM: the mount finds no memory for what was asked
     ├── DeadlineExceeded            ETIMEDOUT: an operation took longer than --timeout     mount exits with 4
     ├── Abandoned                   EINTR: the program that waited for an operation is being killed
     ├── VersionGone                 ESTALE: the pinned version of an object was overwritten or deleted
@@ -96,6 +97,10 @@ class NotRenewed(AccessError, ServiceUnavailable):
 
 class InvalidResponse(ServiceError):
     """An answer that breaks the protocol: a proxy's HTML, a wrong Content-Range, a body that ends early."""
+
+
+class OutOfMemory(OptfsError):
+    """The mount finds no memory for what was asked."""
 
 
 class DeadlineExceeded(OptfsError):

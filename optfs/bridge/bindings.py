@@ -79,7 +79,7 @@ def choose(binding: str) -> Binding:
 
 
 def load(binding: Binding) -> Any:
-    """Import the bridge's module for a binding and return its class: `Fuse3` or `Fuse2`.
+    """Import the bridge's module for a binding and return its `serve`.
 
     Raises:
         MountError: the binding or its library doesn't load.
@@ -98,7 +98,7 @@ def load(binding: Binding) -> Any:
             os.environ.pop("FUSE_LIBRARY_PATH", None)
         else:
             os.environ["FUSE_LIBRARY_PATH"] = before
-    return module.Fuse3 if binding == "fuse3" else module.Fuse2
+    return module.serve
 
 
 def version(binding: Binding) -> tuple[int, int]:

@@ -24,6 +24,7 @@ from optfs.errors import (
     NotFound,
     NotSupported,
     OptfsError,
+    OutOfMemory,
     PathError,
     ReadOnly,
     ServiceError,
@@ -50,6 +51,7 @@ _ERRNOS: tuple[tuple[type[Exception], int], ...] = (
     (VersionGone, errno.ESTALE),
     (DeadlineExceeded, errno.ETIMEDOUT),
     (ServiceError, errno.EIO),
+    (OutOfMemory, errno.ENOMEM),
     (MemoryError, errno.ENOMEM),
 )
 

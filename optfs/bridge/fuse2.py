@@ -5,43 +5,26 @@ attributes, because libfuse 2 has no call for them; the kernel asks for each.
 """
 
 import ctypes
-import os
 from typing import Any
 
 import fuse
 
-from optfs.bridge.handlers import REFUSED, Core, Handlers, operations
-from optfs.bridge.structs import StatLayout
+from optfs.bridge import callbacks
+from optfs.bridge.handlers import Core, Handlers
 
 VERSION = (2, 9)
 
 _FILLER = ctypes.PYFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_char_p, ctypes.POINTER(fuse.c_stat), ctypes.c_longlong)
 
 
-class _Argument(str):
-    """An argument of libfuse whose bytes are the file system's: fusepy encodes strictly as UTF-8, which a folder's name needn't be."""
+class Fuse2(Handlers):
+    """The handlers of one mount."""
 
-    __slots__ = ()
+    def __init__(self, core: Core) -> None:
+        """Join the parts."""
+        super().__init__(core, fuse, lambda: fuse.fuse_get_context()[2], listed=False)
 
-    def encode(self, encoding: str = "utf-8", errors: str = "strict") -> bytes:  # noqa: ARG002 - the signature is str's
-        return os.fsencode(str(self))
-
-
-class Fuse2(Handlers, fuse.FUSE):  # type: ignore[misc]  # fusepy isn't followed by mypy
-    """One mount; constructing it blocks until it has been unmounted."""
-
-    def __init__(self, core: Core, mountpoint: str, options: dict[str, Any]) -> None:
-        """Mount, and serve until unmounted.
-
-        Raises:
-            RuntimeError: libfuse refuses; it has written why to the standard error.
-
-        """
-        self.prepare(core, StatLayout(fuse.c_stat), lambda: fuse.fuse_get_context()[2], listed=False)
-        options = options | {"use_ino": True, "nonempty": True, "max_background": 64, "congestion_threshold": 48, "max_readahead": 1048576}
-        fuse.FUSE.__init__(self, operations(), _Argument(mountpoint), raw_fi=True, foreground=True, **options)
-
-    def init(self, _conn: Any) -> int:
+    def init(self, _connection: int) -> int:
         """Tell that the kernel has opened the connection."""
         library = fuse._libfuse  # the binding's own handle; its `fuse_exit` works in handlers only
         session = ctypes.c_void_p(library.fuse_get_context().contents.fuse)
@@ -49,17 +32,17 @@ class Fuse2(Handlers, fuse.FUSE):  # type: ignore[misc]  # fusepy isn't followed
         self.core.started()
         return 0
 
-    def getattr(self, path: bytes, buffer: Any) -> int:
+    def getattr(self, path: int, buffer: int) -> int:
         """See `fill_attributes`."""
-        return self.fill_attributes(path, buffer, None)
+        return self.fill_attributes(path, buffer, 0)
 
-    def fgetattr(self, path: bytes | None, buffer: Any, info: Any) -> int:
+    def fgetattr(self, path: int, buffer: int, info: int) -> int:
         """See `fill_attributes`."""
         return self.fill_attributes(path, buffer, info)
 
-    def readdir(self, _path: bytes | None, buffer: Any, filler: Any, offset: int, info: Any) -> int:
+    def readdir(self, _path: int, buffer: int, filler: int, offset: int, info: int) -> int:
         """Fill with types and inode numbers."""
-        fill = _FILLER(ctypes.cast(filler, ctypes.c_void_p).value or 0)
+        fill = _FILLER(filler)
         stat = fuse.c_stat()
         pointer = ctypes.pointer(stat)
         address, size, move = ctypes.addressof(stat), self.layout.size, ctypes.memmove
@@ -70,5 +53,14 @@ class Fuse2(Handlers, fuse.FUSE):  # type: ignore[misc]  # fusepy isn't followed
         return 0
 
 
-for _name in REFUSED:
-    setattr(Fuse2, _name, Handlers.refuse)
+def serve(core: Core, mountpoint: str, options: dict[str, Any]) -> None:
+    """Mount, and return when it has been unmounted.
+
+    Raises:
+        RuntimeError: libfuse refuses; it has written why to the standard error.
+
+    """
+    options = options | {"use_ino": True, "nonempty": True, "max_background": 64, "congestion_threshold": 48, "max_readahead": 1048576}
+    table = fuse.fuse_operations()
+    table.flag_nullpath_ok = 1
+    callbacks.serve(fuse._libfuse.fuse_main_real, table, Fuse2(core).functions(), mountpoint, options)

@@ -8,8 +8,8 @@ from typing import Any
 
 import mfusepy
 
-from optfs.bridge.handlers import REFUSED, Core, Handlers, operations
-from optfs.bridge.structs import StatLayout
+from optfs.bridge import callbacks
+from optfs.bridge.handlers import Core, Handlers
 
 _FILL_DIR_PLUS = 2  # FUSE_FILL_DIR_PLUS, fuse.h
 _CAP_READDIRPLUS_AUTO = 1 << 14  # fuse_common.h: the kernel guesses when attributes are worth asking for; they cost nothing here
@@ -27,29 +27,20 @@ VERSION = (mfusepy.fuse_version_major, mfusepy.fuse_version_minor)
 _FILLER = ctypes.PYFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_char_p, ctypes.POINTER(mfusepy.c_stat), ctypes.c_longlong, ctypes.c_int)
 
 
-class Fuse3(Handlers, mfusepy.FUSE):  # type: ignore[misc]  # mfusepy isn't followed by mypy
-    """One mount; constructing it blocks until it has been unmounted."""
+class Fuse3(Handlers):
+    """The handlers of one mount."""
 
-    def __init__(self, core: Core, mountpoint: str, options: dict[str, Any]) -> None:
-        """Mount, and serve until unmounted.
+    def __init__(self, core: Core) -> None:
+        """Join the parts."""
+        super().__init__(core, mfusepy, lambda: mfusepy.fuse_get_context()[2], listed=True)
 
-        Raises:
-            RuntimeError: libfuse refuses; it has written why to the standard error.
-
-        """
-        self.prepare(core, StatLayout(mfusepy.c_stat), lambda: mfusepy.fuse_get_context()[2], listed=True)
-        if VERSION >= (3, 12):
-            # Idle threads stay, since starting one costs more than a request; without a number libfuse 3.14 complains of its own default.
-            options = options | {"max_threads": MAX_THREADS, "max_idle_threads": MAX_THREADS}
-        mfusepy.FUSE.__init__(self, operations(), mountpoint, raw_fi=True, foreground=True, **options)
-
-    def init_fuse_3(self, conn: Any, config: Any) -> int:
+    def init(self, connection: int, config: int) -> int:
         """Set up the connection."""
-        connection = conn.contents
-        connection.want &= ~_CAP_READDIRPLUS_AUTO
-        connection.max_background = MAX_BACKGROUND
-        connection.congestion_threshold = MAX_BACKGROUND * 3 // 4
-        settings = config.contents
+        wishes = mfusepy.fuse_conn_info.from_address(connection)
+        wishes.want &= ~_CAP_READDIRPLUS_AUTO
+        wishes.max_background = MAX_BACKGROUND
+        wishes.congestion_threshold = MAX_BACKGROUND * 3 // 4
+        settings = mfusepy.fuse_config.from_address(config)
         settings.use_ino = 1
         settings.nullpath_ok = 1
         lifetime = settings.attr_timeout  # libfuse keeps these settings as long as the mount lives, and reads them for each answer
@@ -64,13 +55,13 @@ class Fuse3(Handlers, mfusepy.FUSE):  # type: ignore[misc]  # mfusepy isn't foll
         self.core.started()
         return 0
 
-    def getattr_fuse_3(self, path: bytes | None, buffer: Any, info: Any) -> int:
+    def getattr(self, path: int, buffer: int, info: int) -> int:
         """See `fill_attributes`."""
         return self.fill_attributes(path, buffer, info)
 
-    def readdir_fuse_3(self, _path: bytes | None, buffer: Any, filler: Any, offset: int, info: Any, _flags: int) -> int:
+    def readdir(self, _path: int, buffer: int, filler: int, offset: int, info: int, _flags: int) -> int:
         """Fill with attributes and real offsets: with offset 0, or without the flag, libfuse asks for each entry's attributes."""
-        fill = _FILLER(ctypes.cast(filler, ctypes.c_void_p).value or 0)
+        fill = _FILLER(filler)
         stat = mfusepy.c_stat()
         pointer = ctypes.pointer(stat)
         address, size, move = ctypes.addressof(stat), self.layout.size, ctypes.memmove
@@ -81,6 +72,14 @@ class Fuse3(Handlers, mfusepy.FUSE):  # type: ignore[misc]  # mfusepy isn't foll
         return 0
 
 
-for _name in REFUSED:
-    _suffixed = f"{_name}_fuse_3"
-    setattr(Fuse3, _suffixed if hasattr(mfusepy.FUSE, _suffixed) else _name, Handlers.refuse)
+def serve(core: Core, mountpoint: str, options: dict[str, Any]) -> None:
+    """Mount, and return when it has been unmounted.
+
+    Raises:
+        RuntimeError: libfuse refuses; it has written why to the standard error.
+
+    """
+    if VERSION >= (3, 12):
+        # Idle threads stay, since starting one costs more than a request; without a number libfuse 3.14 complains of its own default.
+        options = options | {"max_threads": MAX_THREADS, "max_idle_threads": MAX_THREADS}
+    callbacks.serve(mfusepy.fuse_main_real, mfusepy.fuse_operations(), Fuse3(core).functions(), mountpoint, options)

@@ -1,9 +1,8 @@
 """What libfuse calls, for both bindings: from C's arguments to the file system and back.
 
-Both bindings build their table of callbacks from the methods of their `FUSE` class. The classes in `fuse2` and `fuse3` derive from that
-and from `Handlers`, so that libfuse's calls arrive here without the binding's own conversions.
+`Handlers` has what both have in common; `fuse3` and `fuse2` add what differs. Pointers arrive as numbers, since most are only passed on.
 
-Rules: a handler returns 0 or a number of bytes, or raises; `_wrapper` turns an exception into a negative errno and never lets one through to C.
+Rules: a handler returns 0 or a number of bytes, or raises; `functions` turns an exception into a negative errno and never lets one through to C.
 Bytes of a read go straight from the reading layer's memory into libfuse's buffer, copied once. Everything that would change something is
 EROFS, although the kernel itself refuses most of it on a read-only mount. `flush`, `access`, `fsync` aren't offered: libfuse then tells
 the kernel once not to ask. libfuse gives no path where there is a handle (`nullpath_ok`), which spares it the making of one.
@@ -12,15 +11,14 @@ Threads: libfuse calls from threads of its own, many at once. `_folders` is a di
 is used by one call at a time (the kernel holds the folder's position lock).
 """
 
-import ctypes
 import errno
 import itertools
-import threading
 from collections.abc import Callable, Iterator
+from ctypes import memmove, string_at
 from functools import partial
-from types import SimpleNamespace
 from typing import Any
 
+from optfs.bridge.callbacks import Callback
 from optfs.bridge.callers import Caller, killed
 from optfs.bridge.errnos import ErrorReporter
 from optfs.bridge.kernel_cache import KernelCache
@@ -52,11 +50,6 @@ class _Folder:
         self.entries: list[tuple[str, Attributes]] = []
 
 
-def operations() -> SimpleNamespace:
-    """Return what the bindings look at to learn which operations there are. They never call it."""
-    return SimpleNamespace(use_ns=True, flag_nullpath_ok=1, **dict.fromkeys([*REFUSED, *ANSWERED], True))
-
-
 class Core:
     """State of one mount that handlers share."""
 
@@ -71,74 +64,77 @@ class Core:
 
 
 class Handlers:
-    """The callbacks that are the same for libfuse 2 and 3. A class that derives from it sets `core` and `layout` before it mounts."""
+    """The operations that are the same for libfuse 2 and 3."""
 
-    core: Core
-    layout: StatLayout
-    caller: Caller
-
-    def prepare(self, core: Core, layout: StatLayout, caller: Caller, *, listed: bool) -> None:
-        """Set what the callbacks need.
+    def __init__(self, core: Core, binding: Any, caller: Caller, *, listed: bool) -> None:
+        """Join the parts.
 
         Args:
             core: the mount's.
-            layout: of the binding's `struct stat`.
-            caller: works in callbacks only.
+            binding: the module that defines C's structures: `fuse` or `mfusepy`.
+            caller: works in handlers only.
             listed: whether the kernel hears attributes with the names of a folder.
 
         """
         core.filesystem.abandoned = partial(killed, caller)
-        self._listed = listed
         self.core = core
-        self.layout = layout
+        self.layout = StatLayout(binding.c_stat)
         self.caller = caller
+        self._listed = listed
+        # Make a structure of what lies at an address, without a copy.
+        self._info = binding.fuse_file_info.from_address
+        self._statvfs = binding.c_statvfs.from_address
         self._folders: dict[int, _Folder] = {}
         self._numbers = itertools.count(1)
-        self._attached: set[int] = set()  # threads, by number, whose state the interpreter keeps
 
-    def _wrapper(self, func: Callable[..., int | None], *args: Any) -> int:
-        try:
-            if threading.get_ident() not in self._attached:
-                _keep_thread_state()
-                self._attached.add(threading.get_ident())
-            return func(*args) or 0
-        except MemoryError:  # not reported: that takes memory
-            return -errno.ENOMEM
-        except OSError as error:  # raised here with the errno that is meant
-            return -(error.errno or errno.EIO)
-        except BaseException as error:  # noqa: BLE001 - nothing may reach C, where it would be lost
-            return -self.core.reporter.errno(error)
+    def functions(self) -> dict[str, Callback]:
+        """Return what libfuse may call, by its names for the operations."""
+        found = {name: getattr(self, name, None) for name in ANSWERED}
+        functions = {name: self._guarded(handler) for name, handler in found.items() if handler is not None}
+        return functions | dict.fromkeys(REFUSED, refuse)
 
-    def fill_attributes(self, path: bytes | None, buffer: Any, info: Any) -> int:
+    def _guarded(self, handler: Callback) -> Callback:
+        def guarded(*arguments: int) -> int:
+            try:
+                return handler(*arguments) or 0
+            except MemoryError:  # not reported: that takes memory
+                return -errno.ENOMEM
+            except OSError as error:  # raised here with the errno that is meant
+                return -(error.errno or errno.EIO)
+            except BaseException as error:  # noqa: BLE001 - nothing may reach C, where it would be lost
+                return -self.core.reporter.errno(error)
+
+        return guarded
+
+    def fill_attributes(self, path: int, buffer: int, info: int) -> int:
         """Answer `getattr`; also a LOOKUP arrives as one."""
         core = self.core
         if info:  # an open file's own version, whatever the path names by now
-            handle = info.contents.fh
+            handle = self._info(info).fh
             if not core.kernel.fits(handle):
                 return -errno.ESTALE
             attributes = core.filesystem.attributes_of(handle)
             core.kernel.told_of(handle, self.caller)
         else:
-            assert path is not None  # only where there is a handle libfuse leaves it out
-            name = decode_name(path)
+            name = _name(path)
             attributes = core.filesystem.attributes(name)
             if attributes.version is not None:
                 core.kernel.told(name, attributes.version, attributes.size, self.caller)
-        ctypes.memmove(buffer, self.layout.pack(attributes), self.layout.size)
+        memmove(buffer, self.layout.pack(attributes), self.layout.size)
         return 0
 
-    def readlink(self, path: bytes, buffer: Any, size: int) -> int:
+    def readlink(self, path: int, buffer: int, size: int) -> int:
         """Copy the target of a link, ended by a NUL and cut to the buffer, as libfuse wants it."""
-        target = encode_name(self.core.filesystem.target(decode_name(path)))[: size - 1] + b"\0"
-        ctypes.memmove(buffer, target, len(target))
+        target = encode_name(self.core.filesystem.target(_name(path)))[: size - 1] + b"\0"
+        memmove(buffer, target, len(target))
         return 0
 
-    def open(self, path: bytes, info: Any) -> int:
+    def open(self, path: int, info: int) -> int:
         """Open for reading, and tell the kernel what to think of its pages."""
-        fi = info.contents
+        fi = self._info(info)
         if fi.flags & _WRITING:
             return -errno.EROFS
-        name = decode_name(path)
+        name = _name(path)
         core = self.core
         handle, version, length = core.filesystem.open(name)
         mode = core.kernel.opened(name, version, length, handle)
@@ -151,15 +147,15 @@ class Handlers:
         fi.direct_io = mode.direct_io
         return 0
 
-    def read(self, _path: bytes | None, buffer: Any, size: int, offset: int, info: Any) -> int:
+    def read(self, _path: int, buffer: int, size: int, offset: int, info: int) -> int:
         """Copy bytes of the pinned version."""
-        core, handle = self.core, info.contents.fh
+        core, handle = self.core, self._info(info).fh
         core.kernel.read(handle)
         at = 0
         target: memoryview | None = None
         for view in core.filesystem.read(handle, offset, size):
             if target is None:
-                target = writable(ctypes.addressof(buffer.contents), size)
+                target = writable(buffer, size)
             end = at + len(view)
             target[at:end] = view
             at = end
@@ -167,47 +163,47 @@ class Handlers:
             return -errno.ESTALE  # the kernel would fill up with zeros to the newer version's size
         return at
 
-    def release(self, _path: bytes | None, info: Any) -> int:
+    def release(self, _path: int, info: int) -> int:
         """Close a file."""
-        handle = info.contents.fh
+        handle = self._info(info).fh
         self.core.filesystem.close(handle)
         self.core.kernel.closed(handle)
         return 0
 
-    def statfs(self, _path: bytes, buffer: Any) -> int:
+    def statfs(self, _path: int, buffer: int) -> int:
         """Tell the size of what is known; nothing is free, since nothing can be written."""
         totals = self.core.filesystem.totals()
-        stat = buffer.contents
+        stat = self._statvfs(buffer)
         stat.f_bsize = stat.f_frsize = BLOCK_SIZE
         stat.f_blocks = max(1, -(-totals.size // BLOCK_SIZE))  # `df` leaves out a file system without blocks
         stat.f_files = totals.files
         stat.f_namemax = NAME_MAX
         return 0
 
-    def getxattr(self, path: bytes, name: bytes, buffer: Any, size: int, *_position: int) -> int:
+    def getxattr(self, path: int, name: int, buffer: int, size: int, *_position: int) -> int:
         """Copy an extended attribute, or tell its length."""
-        return _copy(self.core.filesystem.xattr(decode_name(path), decode_name(name)), buffer, size)
+        return _copy(self.core.filesystem.xattr(_name(path), _name(name)), buffer, size)
 
-    def listxattr(self, path: bytes, buffer: Any, size: int) -> int:
+    def listxattr(self, path: int, buffer: int, size: int) -> int:
         """Copy the names of the extended attributes, or tell their length."""
-        names = self.core.filesystem.xattrs(decode_name(path))
+        names = self.core.filesystem.xattrs(_name(path))
         return _copy(b"".join(encode_name(name) + b"\0" for name in names), buffer, size)
 
-    def opendir(self, path: bytes, info: Any) -> int:
+    def opendir(self, path: int, info: int) -> int:
         """Give a handle; the listing is taken when it is read."""
-        info.contents.fh = number = next(self._numbers)
-        self._folders[number] = _Folder(decode_name(path))
+        self._info(info).fh = number = next(self._numbers)
+        self._folders[number] = _Folder(_name(path))
         return 0
 
-    def releasedir(self, _path: bytes | None, info: Any) -> int:
+    def releasedir(self, _path: int, info: int) -> int:
         """Let go of the listing."""
-        self._folders.pop(info.contents.fh, None)
+        self._folders.pop(self._info(info).fh, None)
         return 0
 
-    def entries_from(self, offset: int, info: Any) -> Iterator[tuple[bytes, bytes, int]]:
+    def entries_from(self, offset: int, info: int) -> Iterator[tuple[bytes, bytes, int]]:
         """Yield name, packed attributes, and the next entry's offset. A reading of a folder sees one listing; a rewind takes a new one."""
         core = self.core
-        folder = self._folders[info.contents.fh]
+        folder = self._folders[self._info(info).fh]
         if offset == 0:
             folder.entries = core.filesystem.entries(folder.path)
         entries = folder.entries
@@ -224,26 +220,20 @@ class Handlers:
                 told(base + name, attributes.version, attributes.size, caller)
             yield encode_name(name), pack(attributes), position + 3
 
-    def refuse(self, *_arguments: Any) -> int:
-        """Answer what would change something."""
-        return -errno.EROFS
+
+def _name(address: int) -> str:
+    return decode_name(string_at(address))
 
 
-def _keep_thread_state() -> None:
-    """Let the interpreter keep what it knows of this thread of libfuse's when the call returns.
-
-    It would be made anew for each call otherwise, which takes memory before any of our code runs: where there is none, C would get what happens
-    to lie in the place of the result, and a program a file that ends too early.
-    """
-    # Never released. libfuse 3 keeps its threads. libfuse 2 ends those beyond ten idle ones; later ones with their numbers go without,
-    # as states without a thread would pile up otherwise.
-    ctypes.pythonapi.PyGILState_Ensure()
+def refuse(*_arguments: int) -> int:
+    """Answer what would change something."""
+    return -errno.EROFS
 
 
-def _copy(data: bytes, buffer: Any, size: int) -> int:
+def _copy(data: bytes, buffer: int, size: int) -> int:
     if size == 0 or not buffer:
         return len(data)
     if len(data) > size:
         return -errno.ERANGE
-    ctypes.memmove(buffer, data, len(data))
+    memmove(buffer, data, len(data))
     return len(data)

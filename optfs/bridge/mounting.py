@@ -96,7 +96,7 @@ class Session:
         check_mountpoint(self._mountpoint)
         if self._options.allow_other:
             check_allow_other()
-        factory = bindings.load(self._options.binding)
+        serve_loop = bindings.load(self._options.binding)
         _prepare_cancelling()
         names = min(ATTRIBUTE_SECONDS, self._options.listing_ttl) if sys.platform.startswith("linux") else 0.0
         # Only libfuse 3 can tell the kernel to keep none while it matters (`KernelCache.on_torn`).
@@ -108,7 +108,7 @@ class Session:
 
         def loop() -> None:
             try:
-                factory(core, self._mountpoint, options)
+                serve_loop(core, self._mountpoint, options)
             except BaseException as error:  # noqa: BLE001 - told to whoever waits in `run`
                 self._error = error
             finally:

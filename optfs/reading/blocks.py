@@ -11,7 +11,7 @@ Rules:
 - Parts fetched ahead are safe from other fetches ahead for `FRESH` seconds: streams would push out each other's otherwise. After that
   they count as abandoned.
 - A failure is the answer for its parts for `FAILURE_HOLDS` seconds: the kernel asks again for every page of a failed readahead, and a program
-  would wait for the timeout again each time.
+  would wait for the timeout again each time. Want of memory isn't held: it is told at once, and may be over at once.
 - A block's buffer is filled anew once nobody else holds a view of it; new memory costs more than the copy into it. What readers and the
   cache's writer still hold of parts that were evicted isn't counted here; the writer bounds its own share.
 
@@ -25,7 +25,7 @@ from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
-from optfs.errors import DeadlineExceeded, OptfsError, ServiceUnavailable
+from optfs.errors import DeadlineExceeded, OptfsError, OutOfMemory, ServiceUnavailable
 from optfs.reading.counters import Counters
 from optfs.reading.fetches import Fetch, Part
 from optfs.values import LOOK_AGAIN, Clock, Deadline, ObjectInfo
@@ -166,7 +166,7 @@ class Blocks:
         """A fetch has ended without its parts. The failure holds, unless no reader wanted it when it began."""
         with self._lock:
             self._forget(fetch)
-            if not fetch.speculative:
+            if not fetch.speculative and not isinstance(error, OutOfMemory):
                 self._hold(fetch.parts, error)
             self._room.notify_all()
 

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from functools import partial
 
 from optfs.cache.protocol import BlockCache, BlockKey
-from optfs.errors import OptfsError, ServiceError, ServiceUnavailable
+from optfs.errors import OptfsError, OutOfMemory, ServiceError, ServiceUnavailable
 from optfs.reading.blocks import Blocks
 from optfs.reading.fetches import Fetch, Part, Ticket
 from optfs.reading.readahead import PIECE
@@ -81,6 +81,8 @@ class Fetcher:
             if fetch.speculative:
                 logger.debug("fetching %s ahead failed: %s %s", fetch.info.key, error.message, error.detail)
             self._fail(fetch, error)
+        except MemoryError:
+            self._fail(fetch, OutOfMemory("there is no memory for a read; let the mount have more, or give it a smaller --memory"))
         except BaseException:
             self._fail(fetch, ServiceError("a read failed for a reason that isn't foreseen; see the log"))
             raise

@@ -13,7 +13,7 @@ Rules:
 - What is ahead of streams shares half of the memory (`Shares`), files ahead of walks a quarter; the rest is for readers.
 - A block that a stream has passed is given up (the kernel has its pages); small files stay until their room is needed.
 - A walk is told of a file when it is first read, not when it is opened: what the kernel's page cache answers needs nothing fetched ahead.
-- Where a fetch ahead failed that a reader had joined, the reader tries for itself.
+- Where a fetch ahead failed that a reader had joined, or any for want of memory, which may be there again, the reader tries for itself.
 
 Threads: `read` runs in libfuse's; fetches in the pool's (`fetcher`).
 Locks: `OpenFile._lock` guards its sequence and what goes with it; `Files._lock` guards shares and walks. Neither is held while the other is taken, or
@@ -26,7 +26,7 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 
 from optfs.cache.protocol import BlockCache
-from optfs.errors import DeadlineExceeded, OptfsError
+from optfs.errors import DeadlineExceeded, OptfsError, OutOfMemory
 from optfs.reading.blocks import Blocks
 from optfs.reading.counters import Counters
 from optfs.reading.fetcher import Fetcher
@@ -337,7 +337,8 @@ class OpenFile:
             except OptfsError as error:
                 if isinstance(error, DeadlineExceeded) and not source.failed:
                     self._blocks.overdue(source, error)
-                if not (source.failed and source.speculative and attempts > 1 and deadline.remaining() > 0):
+                again = source.failed and (source.speculative or isinstance(error, OutOfMemory))
+                if not (again and attempts > 1 and deadline.remaining() > 0):
                     raise
                 views += self._collect(self._sources(low, high, deadline), deadline, attempts - 1)
                 continue

@@ -1,5 +1,6 @@
 """The bridge without a mount: errnos, what the kernel's caches may hold, the table of mounts, and the checks before a mount."""
 
+import ctypes
 import errno
 import logging
 import os
@@ -8,16 +9,30 @@ import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from optfs import errors
-from optfs.bridge import bindings, callers, mounting, mounts
+from optfs.bridge import bindings, callbacks, callers, mounting, mounts
 from optfs.bridge.errnos import ErrorReporter, errno_of
 from optfs.bridge.handlers import REFUSED, Core, Handlers
 from optfs.bridge.kernel_cache import KernelCache
 from optfs.bridge.structs import StatLayout
 from optfs.filesystem import Attributes, FileSystem, Owner
+
+
+class _Time(ctypes.Structure):
+    _fields_ = (("tv_sec", ctypes.c_long), ("tv_nsec", ctypes.c_long))
+
+
+class _Stat(ctypes.Structure):
+    _fields_ = (
+        *((name, ctypes.c_uint64) for name in ("st_mode", "st_size", "st_ino", "st_nlink", "st_blocks", "st_uid", "st_gid", "st_blksize")),
+        *((name, _Time) for name in ("st_atimespec", "st_mtimespec", "st_ctimespec")),
+    )
+
 
 ERRNOS = [
     (errors.NotFound, errno.ENOENT),
@@ -32,6 +47,7 @@ ERRNOS = [
     (errors.AccessDenied, errno.EACCES),
     (errors.ServiceUnavailable, errno.EIO),
     (errors.InvalidResponse, errno.EIO),
+    (errors.OutOfMemory, errno.ENOMEM),
     (errors.DeadlineExceeded, errno.ETIMEDOUT),
     (errors.VersionGone, errno.ESTALE),
     (errors.Abandoned, errno.EINTR),
@@ -101,13 +117,76 @@ def test_a_caller_that_lives_or_cannot_be_seen_is_not_being_killed() -> None:
 
 def test_every_changing_handler_answers_erofs() -> None:
     """As the kernel does on a read-only mount."""
-    assert Handlers().refuse(b"/path", 1, 2) == -errno.EROFS
-    for binding, found in bindings.available().items():
-        if found.usable:
-            table = bindings.load(binding)
-            for name in REFUSED:
-                method = getattr(table, f"{name}_fuse_3", None) or getattr(table, name)
-                assert method is Handlers.refuse, name
+    functions = _handlers(SimpleNamespace()).functions()
+    assert {functions[name](1, 2, 3) for name in REFUSED} == {-errno.EROFS}
+    assert {"write", "utimens", "truncate", "unlink"} <= functions.keys()
+
+
+@pytest.mark.parametrize(
+    ("error", "number"),
+    [
+        (MemoryError(), errno.ENOMEM),
+        (OSError(errno.ESTALE, "old"), errno.ESTALE),
+        (OSError("?"), errno.EIO),
+        (errors.NotALink("no"), errno.EINVAL),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_what_a_handler_raises_is_a_negative_errno_to_c(error: Exception, number: int) -> None:
+    """Nothing gets past it."""
+
+    def target(_path: str) -> str:
+        raise error
+
+    functions = _handlers(SimpleNamespace(target=target)).functions()
+    path = ctypes.create_string_buffer(b"/link")
+    assert functions["readlink"](ctypes.addressof(path), 0, 100) == -number
+
+
+def test_a_table_has_functions_where_there_are_handlers() -> None:
+    """By the names of its fields; flags and operations that aren't offered stay as they were."""
+
+    class Table(ctypes.Structure):
+        _fields_ = (
+            ("read", ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int64)),
+            ("write", ctypes.CFUNCTYPE(ctypes.c_int)),
+            ("flag", ctypes.c_uint, 1),
+        )
+
+    table = Table()
+    seen: list[tuple[int, ...]] = []
+    made = callbacks.fill(table, {"read": lambda *arguments: seen.append(arguments) or 7})  # type: ignore[func-returns-value]
+    assert (table.read(None, 2**47, 2**63, -(2**40)), len(made)) == (7, 1)
+    assert seen == [(0, 2**47, 2**63, -(2**40))]
+    assert not table.write
+    assert table.flag == 0
+
+
+@pytest.mark.parametrize("answer", [None, "text", 2**40], ids=str)
+def test_c_gets_an_error_from_a_function_that_gives_no_answer(answer: object) -> None:
+    """As where Python can't even be entered, for want of memory: ctypes would let C have what lies in the place of the result."""
+
+    class Table(ctypes.Structure):
+        _fields_ = (("read", ctypes.CFUNCTYPE(ctypes.c_int)),)
+
+    def raises() -> int:
+        raise MemoryError
+
+    for function in (lambda: answer, raises):
+        table = Table()
+        made = callbacks.fill(table, {"read": function})  # type: ignore[dict-item]
+        assert table.read() == -errno.ENOMEM
+        del made
+
+
+def test_declarations_have_the_widths_of_the_bindings_types() -> None:
+    """Pointers are numbers, also those to functions and to structures."""
+    inner = ctypes.CFUNCTYPE(ctypes.c_int)
+    made = ctypes.CFUNCTYPE(
+        ctypes.c_longlong, ctypes.c_char_p, ctypes.POINTER(ctypes.c_int), inner, ctypes.c_uint, ctypes.c_uint64, ctypes.c_short
+    )
+    assert callbacks.declaration(made) == "int64_t(uintptr_t, uintptr_t, uintptr_t, uint32_t, uint64_t, int16_t)"
+    assert callbacks.declaration(ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_void_p)) == "uintptr_t(uintptr_t)"
 
 
 def _reader(number: int) -> Callable[[], int]:
@@ -349,6 +428,12 @@ def test_attributes_are_packed_where_c_expects_them() -> None:
         assert (shown.st_blocks, shown.st_uid, shown.st_gid) == (9_765_625, 7, 8)
         for time in (shown.st_mtimespec, shown.st_atimespec, shown.st_ctimespec):
             assert (time.tv_sec, time.tv_nsec) == (1_700_000_000, 250_000_000)
+
+
+def _handlers(filesystem: Any) -> Handlers:
+    core = Core(filesystem, KernelCache(0, Clock()), ErrorReporter(), lambda: None)
+    structures = SimpleNamespace(c_stat=_Stat, fuse_file_info=ctypes.Structure, c_statvfs=ctypes.Structure)
+    return Handlers(core, structures, lambda: 0, listed=True)
 
 
 def _session(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, loop: Callable[[Core], None]) -> mounting.Session:

@@ -5,8 +5,9 @@ from itertools import pairwise
 
 import pytest
 
-from optfs.errors import DeadlineExceeded, OptfsError, ServiceError, ServiceUnavailable, VersionGone
+from optfs.errors import DeadlineExceeded, OptfsError, OutOfMemory, ServiceError, ServiceUnavailable, VersionGone
 from optfs.reading.blocks import FAILURE_HOLDS
+from optfs.reading.files import ATTEMPTS
 from optfs.reading.readahead import BLOCK, PIECE
 from optfs.values import KiB, MiB, ObjectInfo
 from tests.support.reading import (
@@ -297,6 +298,29 @@ def test_an_unforeseen_exception_ends_the_read_with_an_error() -> None:
     store.fail = bug
     with reading(store) as files, pytest.raises(ServiceError, match="see the log"):
         files.open(info("small", MiB), nothing_follows).read(0, 10)
+
+
+def test_without_memory_a_read_tries_again_and_says_so() -> None:
+    """As often as readers try; then another one finds memory, for which nothing is held against a file."""
+    store = FakeStore()
+    left = ATTEMPTS
+
+    def starve(_info: ObjectInfo, _start: int) -> OptfsError | None:
+        nonlocal left
+        left -= 1
+        if left >= 0:
+            raise MemoryError
+        return None
+
+    store.fail = starve
+    with reading(store) as files:
+        file = files.open(info("small", MiB), nothing_follows)
+        with pytest.raises(OutOfMemory, match="--memory"):
+            file.read(0, 10)
+        assert len(store.requests) == ATTEMPTS
+        check(file, 0, MiB)
+        left = 1
+        check(files.open(info("other", MiB), nothing_follows), 0, MiB)
 
 
 def test_a_second_mount_reads_a_stream_from_the_cache_without_a_request() -> None:

@@ -1,0 +1,82 @@
+"""libfuse's loop, and the functions of C, made of Python's, by which it calls the handlers.
+
+The bindings would make them by ctypes, which has no answer for a call that doesn't reach Python: where there is no memory even for the
+arguments, C gets what lies in the place of the result, and a program a file that ends too early. cffi puts an error there. It also keeps
+what the interpreter knows of a thread for as long as the thread lives, which takes memory and time at each call otherwise.
+
+Rules: the bindings' own tables say which operations there are, and with which arguments; pointers arrive as numbers, 0 for NULL.
+"""
+
+import ctypes
+import errno
+import os
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import cffi
+
+Callback = Callable[..., int | None]
+
+_UNANSWERED = -errno.ENOMEM
+"""What C gets from a function that Python couldn't be entered for; nothing but memory has been seen to be missing."""
+
+_SIGNED = (ctypes.c_int, ctypes.c_long, ctypes.c_longlong, ctypes.c_short, ctypes.c_byte)
+_UNSIGNED = (ctypes.c_uint, ctypes.c_ulong, ctypes.c_ulonglong, ctypes.c_ushort, ctypes.c_ubyte)
+
+_ffi = cffi.FFI()
+
+
+def serve(main: Any, table: ctypes.Structure, functions: Mapping[str, Callback], mountpoint: str, options: Mapping[str, object]) -> None:
+    """Mount, and return when it has been unmounted.
+
+    Args:
+        main: libfuse's `fuse_main_real`.
+        table: the binding's `struct fuse_operations`; what isn't among `functions` stays as it is.
+        functions: what libfuse may call, by its names.
+        mountpoint: a folder.
+        options: libfuse's and the kernel's; True stands for one without a value, False for none.
+
+    Raises:
+        RuntimeError: libfuse refuses; it has written why to the standard error.
+
+    """
+    made = fill(table, functions)
+    joined = ",".join(name if value is True else f"{name}={value}" for name, value in options.items() if value is not False)
+    words = [b"optfs", b"-f", b"-o", joined.encode(), os.fsencode(mountpoint)]
+    status = main(len(words), (ctypes.c_char_p * len(words))(*words), ctypes.byref(table), ctypes.sizeof(table), None)
+    del made  # only now: C's functions exist as long as these
+    if status:
+        raise RuntimeError(f"libfuse ends with {status}")
+
+
+def fill(table: ctypes.Structure, functions: Mapping[str, Callback]) -> list[object]:
+    """Put functions into a structure of pointers to functions, by the names of its fields, and return what must be kept as long as it is used."""
+    made: list[object] = []
+    fields: Any = type(table)._fields_
+    for name, prototype, *_ in fields:
+        if name in functions:
+            error = (
+                _UNANSWERED if prototype._restype_ in _SIGNED else 0
+            )  # a pointer, which `init` alone returns, and libfuse doesn't look at
+            function: Any = _ffi.callback(declaration(prototype), functions[name], error=error, onerror=_say_nothing)
+            made.append(function)
+            setattr(table, name, prototype(int(_ffi.cast("uintptr_t", function))))
+    return made
+
+
+def declaration(prototype: Any) -> str:
+    """Return a ctypes prototype in C, with numbers for pointers."""
+    arguments = ", ".join(_type(argument) for argument in prototype._argtypes_)
+    return f"{_type(prototype._restype_)}({arguments})"
+
+
+def _type(ctype: Any) -> str:
+    for prefix, kinds in (("", _SIGNED), ("u", _UNSIGNED)):
+        if ctype in kinds:
+            return f"{prefix}int{ctypes.sizeof(ctype) * 8}_t"
+    assert ctypes.sizeof(ctype) == ctypes.sizeof(ctypes.c_void_p), ctype
+    return "uintptr_t"
+
+
+def _say_nothing(*_error: object) -> None:
+    """Handlers report what fails in them; what fails before them is want of memory, which a report would take, too."""
