@@ -27,8 +27,12 @@
         └── ReadOnly                EROFS
 
 Rules: a message is one line for a user and says what to do where something can be done; it never holds a secret. `detail` is for the log
-(a request id, a `uuid`, the cause). Only `bridge.errnos` turns an exception into an errno and only `cli` into an exit code.
+(a request id, a `uuid`, the cause). Only `bridge.errnos` turns an exception into an errno and only `cli` into an exit code. An exception that
+is kept, or raised in another thread than its own, is a `bare` one.
 """
+
+import copy
+from typing import TypeVar
 
 
 class OptfsError(Exception):
@@ -145,3 +149,11 @@ class NotSupported(PathError):
 
 class ReadOnly(PathError):
     """Nothing can be changed."""
+
+
+Error = TypeVar("Error", bound=OptfsError)
+
+
+def bare(error: Error) -> Error:
+    """Return a copy without traceback and cause, whose frames keep alive all that they were at work on: buffers of 4 MiB, connections."""
+    return copy.copy(error)

@@ -18,7 +18,6 @@ Threads: `renew-<provider>` runs `_run`; everything else is called by any thread
 Lock: `_changed` guards all fields below it; it is never held over a request.
 """
 
-import copy
 import logging
 import random
 import threading
@@ -28,7 +27,7 @@ from dataclasses import dataclass
 
 from optfs.credentials import schedule
 from optfs.credentials.protocol import Credential, Grant
-from optfs.errors import AccessError, CredentialRejected, DeadlineExceeded, NotRenewed, OptfsError, ServiceError
+from optfs.errors import AccessError, CredentialRejected, DeadlineExceeded, NotRenewed, OptfsError, ServiceError, bare
 from optfs.values import AccountRoot, Clock, Provider
 
 logger = logging.getLogger(__name__)
@@ -280,7 +279,7 @@ class RenewingSource:
             first = self._setback is None
             count = 1 if self._setback is None else self._setback.count + 1
             self._setback = schedule.Setback(count, self._clock(), self._dice.random())
-            self._error = error
+            self._error = bare(error)
             self._running = False
             self._changed.notify_all()
         if first:
@@ -310,10 +309,7 @@ class RenewingSource:
 
 
 def _again(error: OptfsError) -> OptfsError:
-    """Return what those who need a credential are told; a new one each time, since a traceback belongs to one thread."""
+    """Return what those who need a credential are told."""
     if isinstance(error, ServiceError):
-        fresh: OptfsError = NotRenewed(f"the credentials can't be renewed: {error.message}", detail=error.detail)
-    else:
-        fresh = copy.copy(error)
-    fresh.__cause__ = error
-    return fresh
+        return NotRenewed(f"the credentials can't be renewed: {error.message}", detail=error.detail)
+    return bare(error)

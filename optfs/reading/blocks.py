@@ -19,13 +19,12 @@ Lock: `_lock` (and `_room`, a condition on it) guards all fields below it. A fet
 nothing else is called under it.
 """
 
-import copy
 import threading
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
-from optfs.errors import DeadlineExceeded, OptfsError, OutOfMemory, ServiceUnavailable
+from optfs.errors import DeadlineExceeded, OptfsError, OutOfMemory, ServiceUnavailable, bare
 from optfs.reading.counters import Counters
 from optfs.reading.fetches import Fetch, Part
 from optfs.values import LOOK_AGAIN, Clock, Deadline, ObjectInfo
@@ -242,16 +241,16 @@ class Blocks:
             if held is None:
                 continue
             if self._clock() < held[1]:
-                raise copy.copy(held[0]) from held[0]
+                raise bare(held[0])
             del self._failures[part]
 
     def _hold(self, parts: Iterable[Part], error: OptfsError) -> None:
-        now = self._clock()
+        now, kept = self._clock(), bare(error)
         if len(self._failures) >= MOST_FAILURES:
             self._failures = {part: held for part, held in self._failures.items() if held[1] > now}
         for part in parts:
             if len(self._failures) < MOST_FAILURES:
-                self._failures[part] = (error, now + FAILURE_HOLDS)
+                self._failures[part] = (kept, now + FAILURE_HOLDS)
 
     def _given(self, part: Part) -> Fetch | None:
         flight = self._flights.get(part)

@@ -10,11 +10,10 @@ then again because a reader came) would otherwise keep its buffer alive until th
 Lock: `Fetch._changed` is a leaf and guards all that changes in a fetch; nobody calls out under it.
 """
 
-import copy
 import threading
 from enum import Enum
 
-from optfs.errors import DeadlineExceeded, OptfsError, ServiceUnavailable
+from optfs.errors import DeadlineExceeded, OptfsError, ServiceUnavailable, bare
 from optfs.values import LOOK_AGAIN, Deadline, ObjectInfo
 
 Ident = tuple[str, str, str]
@@ -144,7 +143,7 @@ class Fetch:
     def fail(self, error: OptfsError) -> None:
         """No more bytes will come; those below the watermark stay readable."""
         with self._changed:
-            self._end(State.FAILED, error)
+            self._end(State.FAILED, bare(error))
 
     def _end(self, state: State, error: OptfsError | None) -> None:
         self._state = state
@@ -157,7 +156,7 @@ class Fetch:
         """Return the view of the whole range, as soon as its first `upto` bytes may be read.
 
         Raises:
-            OptfsError: the fetch failed before that; a copy, since several threads may raise it.
+            OptfsError: the fetch failed before that.
             DeadlineExceeded: the deadline passed first.
             Abandoned: nobody needs the bytes any more.
 
@@ -168,7 +167,7 @@ class Fetch:
                     if self._filled >= upto and self._view is not None:
                         return self._view
                     if self._error is not None:
-                        raise copy.copy(self._error) from self._error
+                        raise bare(self._error)
                     left = deadline.remaining()
                     if left <= 0:
                         raise DeadlineExceeded("a read took longer than --timeout")

@@ -25,7 +25,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from optfs.errors import AccessDenied, DeadlineExceeded, OptfsError
+from optfs.errors import AccessDenied, DeadlineExceeded, OptfsError, bare
 from optfs.stores.protocol import Store
 from optfs.tree import layout
 from optfs.tree.listings import Lister, Listing
@@ -227,7 +227,7 @@ class HeldListings:
         error = DeadlineExceeded("a listing took longer than --timeout") if flight is None else flight.error
         if old is None or not isinstance(error, OptfsError):
             assert error is not None  # a flight that has ended has a listing or an error
-            raise error
+            raise bare(error) if isinstance(error, OptfsError) else error
         with self._lock:
             self._stale += 1
         return old
@@ -259,7 +259,7 @@ class HeldListings:
         try:
             flight.listing = self._lister.fetch(unit, providers, old, deadline)
         except OptfsError as error:
-            flight.error = error
+            flight.error = bare(error)
         except BaseException as error:
             flight.error = error
             raise

@@ -1,5 +1,7 @@
 """Open files over a store in memory: bytes, requests, what is shared, and what failures do."""
 
+import gc
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 
@@ -9,7 +11,8 @@ from optfs.errors import DeadlineExceeded, OptfsError, OutOfMemory, ServiceError
 from optfs.reading.blocks import FAILURE_HOLDS
 from optfs.reading.files import ATTEMPTS
 from optfs.reading.readahead import BLOCK, PIECE
-from optfs.values import KiB, MiB, ObjectInfo
+from optfs.stores.protocol import Progress
+from optfs.values import Deadline, KiB, MiB, ObjectInfo
 from tests.support.reading import (
     PATIENCE,
     FakeCache,
@@ -27,6 +30,23 @@ from tests.support.reading import (
 )
 
 BIG = info("big", 64 * MiB + 12345)
+
+
+class BufferWatch(FakeStore):
+    """Fails, and knows which of the buffers that it was to fill are still there."""
+
+    def __init__(self, kind: type[Exception]) -> None:
+        super().__init__()
+        self._kind = kind
+        self.buffers: list[weakref.ref[memoryview]] = []
+
+    def read_into(self, info: ObjectInfo, start: int, buffer: memoryview, progress: Progress, deadline: Deadline) -> None:
+        """Fail, with a cause, as stores do."""
+        self.buffers.append(weakref.ref(buffer))
+        try:
+            raise ConnectionResetError
+        except ConnectionResetError as error:
+            raise self._kind(info.key) from error
 
 
 def test_a_small_file_comes_whole_in_one_request_of_its_exact_size() -> None:
@@ -298,6 +318,24 @@ def test_an_unforeseen_exception_ends_the_read_with_an_error() -> None:
     store.fail = bug
     with reading(store) as files, pytest.raises(ServiceError, match="see the log"):
         files.open(info("small", MiB), nothing_follows).read(0, 10)
+
+
+@pytest.mark.parametrize("kind", [VersionGone, MemoryError], ids=lambda kind: kind.__name__)
+def test_a_failed_read_keeps_no_buffer_alive(kind: type[Exception]) -> None:
+    """Its error is remembered for a while, as that of up to a thousand parts; the frames that raised it held blocks of 4 MiB."""
+    store = BufferWatch(kind)
+    gc.disable()  # nor may a buffer wait for a collection of cycles
+    try:
+        with reading(store) as files:
+            for number in range(50):
+                file = files.open(info(f"gone-{number}", 300 * KiB), nothing_follows)
+                with pytest.raises(OptfsError):
+                    file.read(0, 10)
+                file.close()
+            until(lambda: not any(buffer() for buffer in store.buffers))
+        assert len(store.buffers) >= 50
+    finally:
+        gc.enable()
 
 
 def test_without_memory_a_read_tries_again_and_says_so() -> None:

@@ -342,7 +342,7 @@ def test_one_listing_serves_all_who_need_it_and_fails_for_all(error: OptfsError 
         store.error = error
         gate.open.set()
         _join(leader + followers)
-        assert all(result is error for result in results + more)
+        assert {(type(result), str(result)) for result in results + more} == {(type(error), str(error))}
 
 
 def test_who_waits_for_anothers_listing_waits_no_longer_than_its_own_deadline() -> None:
