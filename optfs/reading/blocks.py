@@ -51,7 +51,7 @@ class Blocks:
         self._read: OrderedDict[Part, memoryview] = OrderedDict()
         self._ahead: OrderedDict[Part, tuple[memoryview, float]] = OrderedDict()
         self._flights: dict[Part, Fetch] = {}
-        self._failures: dict[Part, tuple[OptfsError, float]] = {}
+        self._failures: dict[Part, tuple[OptfsError, float]] = {}  # with the time until which each holds, in that order
         self._spares: list[bytearray] = []
         self._taken = 0
         self._ahead_bytes = 0
@@ -246,11 +246,12 @@ class Blocks:
 
     def _hold(self, parts: Iterable[Part], error: OptfsError) -> None:
         now, kept = self._clock(), bare(error)
-        if len(self._failures) >= MOST_FAILURES:
-            self._failures = {part: held for part, held in self._failures.items() if held[1] > now}
+        failures = self._failures
+        while failures and (len(failures) >= MOST_FAILURES or next(iter(failures.values()))[1] <= now):
+            del failures[next(iter(failures))]
         for part in parts:
-            if len(self._failures) < MOST_FAILURES:
-                self._failures[part] = (kept, now + FAILURE_HOLDS)
+            failures.pop(part, None)  # to be the last again
+            failures[part] = (kept, now + FAILURE_HOLDS)
 
     def _given(self, part: Part) -> Fetch | None:
         flight = self._flights.get(part)
