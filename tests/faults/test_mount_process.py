@@ -235,13 +235,10 @@ def test_all_threads_have_ended_when_an_idle_mount_ends(services: Services, tmp_
         assert mount.warnings() == []
 
 
-@pytest.mark.parametrize("provider", ["aws", "gcp"])
 def test_without_memory_reads_fail_or_are_right_and_all_is_well_when_there_is_some_again(
-    services: Services, tmp_path: Path, provider: str
+    services: Services, tmp_path: Path, kind: tuple[str, str]
 ) -> None:
-    """Through libfuse 3, which keeps its threads: one that libfuse 2 makes anew can't answer without memory."""
-    require("fuse3")
-    with MountProcess(services, tmp_path, provider, "fuse3", "--cache-size", "0") as mount:
+    with MountProcess(services, tmp_path, *kind, "--cache-size", "0") as mount:
         expected = files(mount, SMALL | BIG)
         with Load(expected, threads=12) as load:  # until there are all threads that will be needed
             eventually(lambda: load.done > 300, "the load is on")
