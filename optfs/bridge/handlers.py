@@ -201,7 +201,10 @@ class Handlers:
         return 0
 
     def entries_from(self, offset: int, info: int) -> Iterator[tuple[bytes, bytes, int]]:
-        """Yield name, packed attributes, and the next entry's offset. A reading of a folder sees one listing; a rewind takes a new one."""
+        """Yield name, packed attributes, and the next entry's offset. A reading of a folder sees one listing; a rewind takes a new one.
+
+        The entry at which the caller stops counts as one that didn't fit into the answer.
+        """
         core = self.core
         folder = self._folders[self._info(info).fh]
         if offset == 0:
@@ -216,9 +219,9 @@ class Handlers:
         base = folder.path.rstrip("/") + "/"
         for position in range(offset - 2, len(entries)):
             name, attributes = entries[position]
+            yield encode_name(name), pack(attributes), position + 3
             if attributes.version is not None and self._listed:
                 told(base + name, attributes.version, attributes.size, caller)
-            yield encode_name(name), pack(attributes), position + 3
 
 
 def _name(address: int) -> str:

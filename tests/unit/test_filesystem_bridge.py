@@ -27,6 +27,10 @@ class _Time(ctypes.Structure):
     _fields_ = (("tv_sec", ctypes.c_long), ("tv_nsec", ctypes.c_long))
 
 
+class _Info(ctypes.Structure):
+    _fields_ = (("flags", ctypes.c_int), ("keep_cache", ctypes.c_uint), ("direct_io", ctypes.c_uint), ("fh", ctypes.c_uint64))
+
+
 class _Stat(ctypes.Structure):
     _fields_ = (
         *((name, ctypes.c_uint64) for name in ("st_mode", "st_size", "st_ino", "st_nlink", "st_blocks", "st_uid", "st_gid", "st_blksize")),
@@ -246,6 +250,23 @@ def test_a_thread_is_not_believed_after_another_was_told_otherwise() -> None:
     assert not kernel.outdated("/f", "2", ANN)
 
 
+def test_an_entry_that_no_longer_fits_into_a_folders_answer_is_not_told() -> None:
+    """The kernel may hold the former version's attributes still."""
+    entries = [(name, _file("2")) for name in ("a", "b", "c")]
+    handlers = _handlers(SimpleNamespace(entries=lambda _path: entries, attributes=lambda _path: _file(None)))
+    kernel = handlers.core.kernel = KernelCache(2.0, Clock())
+    for name, _ in entries:
+        kernel.told(f"/day/{name}", "1", 10, ANN)
+    info, path = _Info(), ctypes.create_string_buffer(b"/day")
+    assert handlers.opendir(ctypes.addressof(path), ctypes.addressof(info)) == 0
+    for entry, _, _ in handlers.entries_from(0, ctypes.addressof(info)):
+        if entry == b"b":
+            break
+    assert [kernel.outdated(f"/day/{name}", "2", handlers.caller) for name in "abc"] == [False, True, True]
+    assert [entry for entry, _, _ in handlers.entries_from(3, ctypes.addressof(info))] == [b"b", b"c"]
+    assert [kernel.outdated(f"/day/{name}", "2", handlers.caller) for name in "abc"] == [False, False, False]
+
+
 def test_a_kernel_that_keeps_no_attributes_is_never_outdated() -> None:
     """A lifetime of 0."""
     kernel = KernelCache(0.0, Clock())
@@ -430,9 +451,13 @@ def test_attributes_are_packed_where_c_expects_them() -> None:
             assert (time.tv_sec, time.tv_nsec) == (1_700_000_000, 250_000_000)
 
 
+def _file(version: str | None) -> Attributes:
+    return Attributes(stat.S_IFREG | 0o444, 10, 0.0, 1, 1, 1, 0, 0, version)
+
+
 def _handlers(filesystem: Any) -> Handlers:
     core = Core(filesystem, KernelCache(0, Clock()), ErrorReporter(), lambda: None)
-    structures = SimpleNamespace(c_stat=_Stat, fuse_file_info=ctypes.Structure, c_statvfs=ctypes.Structure)
+    structures = SimpleNamespace(c_stat=_Stat, fuse_file_info=_Info, c_statvfs=ctypes.Structure)
     return Handlers(core, structures, lambda: 0, listed=True)
 
 
