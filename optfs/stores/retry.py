@@ -26,7 +26,7 @@ from optfs.errors import AccessDenied, AccessError, DeadlineExceeded, InvalidRes
 from optfs.stores.counters import StoreCounters
 from optfs.stores.protocol import Progress, Store
 from optfs.stores.rejection import RejectedCredential
-from optfs.stores.transport import Stalled
+from optfs.stores.receiver import Stalled
 from optfs.values import AccountRoot, Deadline, ListPage, ObjectInfo
 
 logger = logging.getLogger(__name__)

@@ -20,7 +20,7 @@ from optfs.stores.counters import StoreCounters
 from optfs.stores.protocol import Progress
 from optfs.stores.rejection import RejectedCredential
 from optfs.stores.retry import INVALID_TRIES, TRIES, RetryingStore
-from optfs.stores.transport import Stalled
+from optfs.stores.receiver import Stalled
 from optfs.values import AccountRoot, Deadline, ListPage, ObjectInfo
 from tests.support.stores import PREFIX, ROOTS, HeldSource
 

@@ -16,7 +16,8 @@ from cryptography.x509.oid import NameOID
 
 from optfs.errors import ConfigError, DeadlineExceeded, InvalidResponse, ServiceError, ServiceUnavailable
 from optfs.stores.counters import StoreCounters
-from optfs.stores.transport import PIECE, Stalled, Transport
+from optfs.stores.receiver import PIECE, Stalled
+from optfs.stores.transport import Transport
 from tests.support.faulty_server import FaultyServer, answer
 from tests.support.stores import deadline
 
