@@ -25,8 +25,8 @@ from optfs.credentials.protocol import CredentialSource
 from optfs.errors import AccessDenied, AccessError, DeadlineExceeded, InvalidResponse, OptfsError, ServiceError, ServiceUnavailable
 from optfs.stores.counters import StoreCounters
 from optfs.stores.protocol import Progress, Store
-from optfs.stores.rejection import RejectedCredential
 from optfs.stores.receiver import Stalled
+from optfs.stores.rejection import RejectedCredential
 from optfs.values import AccountRoot, Deadline, ListPage, ObjectInfo
 
 logger = logging.getLogger(__name__)

@@ -11,7 +11,9 @@ from urllib.parse import unquote_plus
 from xml.etree import ElementTree
 
 from optfs.errors import InvalidResponse
-from optfs.values import ListPage, ObjectInfo
+from optfs.values import ListPage, MiB, ObjectInfo
+
+PAGE_LIMIT = 32 * MiB  # a page of 1000 keys of 1024 bytes, each byte as %XX, is below 4 MiB
 
 
 def parse_listing(body: bytes) -> ListPage:
@@ -41,6 +43,13 @@ def parse_listing(body: bytes) -> ListPage:
         if not continuation:
             raise InvalidResponse("S3 sent a part of a listing and no way to get the rest")
     return ListPage(tuple(objects), tuple(prefixes), continuation)
+
+
+def check_prefix(page: ListPage, prefix: str) -> ListPage:
+    """Return the page; InvalidResponse where it holds another key than one below `prefix`."""
+    if not all(info.key.startswith(prefix) for info in page.objects):
+        raise InvalidResponse("S3 listed other keys than asked for")
+    return page
 
 
 def _object(item: ElementTree.Element, ns: str, encoded: bool) -> ObjectInfo:

@@ -114,6 +114,4 @@ def _manager(scheme: str, host: str) -> urllib3.PoolManager:
     if proxy is None:
         return urllib3.PoolManager(maxsize=CONNECTIONS, block=False, ssl_context=context)
     login = urllib3.util.make_headers(proxy_basic_auth=unquote(proxy.auth)) if proxy.auth else None
-    return urllib3.ProxyManager(
-        proxy._replace(auth=None).url, maxsize=CONNECTIONS, block=False, ssl_context=context, proxy_headers=login
-    )
+    return urllib3.ProxyManager(proxy._replace(auth=None).url, maxsize=CONNECTIONS, block=False, ssl_context=context, proxy_headers=login)

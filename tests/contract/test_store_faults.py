@@ -233,7 +233,7 @@ def test_s3_requests_are_signed_by_the_services_clock() -> None:
         ground.put(NAME, DATA)
         raw = ground.raw
         assert isinstance(raw, S3Store)
-        raw._wall_clock = lambda: time.time() - 3600
+        raw._signer.wall_clock = lambda: time.time() - 3600
         skewed = b"<Error><Code>RequestTimeTooSkewed</Code></Error>"
         fail(ground, "list", Answer(403, skewed, {"Date": formatdate(usegmt=True)}))
         info = find(ground.store, NAME)
@@ -246,7 +246,7 @@ def test_a_wrong_clock_that_cant_be_corrected_is_told() -> None:
     with demo_ground("aws") as ground:
         raw = ground.raw
         assert isinstance(raw, S3Store)
-        raw._wall_clock = lambda: time.time() - 3600
+        raw._signer.wall_clock = lambda: time.time() - 3600
         with pytest.raises(AccessDenied, match="set the clock"):
             list_all(ground.store)
         assert ground.services.requests.count() == 1

@@ -18,9 +18,9 @@ from optfs.errors import (
 )
 from optfs.stores.counters import StoreCounters
 from optfs.stores.protocol import Progress
+from optfs.stores.receiver import Stalled
 from optfs.stores.rejection import RejectedCredential
 from optfs.stores.retry import INVALID_TRIES, TRIES, RetryingStore
-from optfs.stores.receiver import Stalled
 from optfs.values import AccountRoot, Deadline, ListPage, ObjectInfo
 from tests.support.stores import PREFIX, ROOTS, HeldSource
 
