@@ -41,6 +41,7 @@ from optfs.units import (
 )
 
 ProviderChoice = Literal["aws", "gcp", "auto"]
+Carrier = Literal["direct", "sdk"]
 BindingChoice = Literal["auto", "fuse3", "fuse2"]
 LogFormat = Literal["text", "json"]
 LogLevel = Literal["debug", "info", "warning", "error"]
@@ -59,6 +60,7 @@ class Config:
     gcs_endpoint_url: str | None
     credential_duration: float
     gcs_user_project: str | None
+    carrier: Carrier
     cache_dir: Path
     cache_size: int
     cache_min_free: FreeFloor
@@ -143,6 +145,13 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("gcs-endpoint-url", parse_url, None, "URL", "Another Google Cloud Storage.", shown=False),
     Setting("credential-duration", parse_duration_within(900, 3600, "15m to 1h"), "1h", "TIME", "Lifetime of AWS credentials."),
     Setting("gcs-user-project", parse_word, None, "PROJECT", "Project that is billed for requests (GCP)."),
+    Setting(
+        "carrier",
+        parse_choice(*get_args(Carrier)),
+        "direct",
+        "direct|sdk",
+        "sdk: the SDKs' own clients, slower, where only they get through.",
+    ),
     Setting("cache-dir", parse_path, None, "FOLDER", "Folder of the block cache; default: the user's cache folder."),
     Setting("cache-size", parse_size, "10GiB", "SIZE", "Limit of the block cache; 0 turns it off.", number=True),
     Setting("cache-min-free", parse_floor, "5%", "SIZE|PERCENT", "Free space that the cache leaves on its disk.", number=True),

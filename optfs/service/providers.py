@@ -16,10 +16,10 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import optfs
-from optfs.config import Config
+from optfs.config import Carrier, Config
 from optfs.credentials.api import LIFETIME, ApiClient, documented_root
 from optfs.credentials.protocol import CredentialSource
 from optfs.credentials.renewal import RenewalStatus, RenewingSource
@@ -29,6 +29,12 @@ from optfs.service.logs import remember_secret
 from optfs.stores.counters import StoreCounters
 from optfs.stores.protocol import Store
 from optfs.values import AccountRoot, Deadline, Provider
+
+if TYPE_CHECKING:
+    from optfs.stores.gcs import GcsStore
+    from optfs.stores.gcs_sdk import GcsSdkStore
+    from optfs.stores.s3 import S3Store
+    from optfs.stores.s3_sdk import S3SdkStore
 
 logger = logging.getLogger(__name__)
 
@@ -236,15 +242,13 @@ def reach(config: Config, provider: Provider, source: Source) -> Connected:
 
 
 def make_store(config: Config, source: CredentialSource, counters: StoreCounters) -> Store:
-    """Return the store of a source's account; imports only that provider's package."""
+    """Return the store of a source's account, by the carrier that was chosen; imports only that provider's and that carrier's packages."""
     root = source.root
     if root.provider == "aws":
-        from optfs.stores.s3 import S3Store  # noqa: PLC0415 - only where S3 is used
-
-        return S3Store(root, source, counters, endpoint_url=config.s3_endpoint_url, timeout=config.timeout, user_agent=USER_AGENT)
-    from optfs.stores.gcs import GcsStore  # noqa: PLC0415 - only where GCS is used
-
-    return GcsStore(
+        return _s3_class(config.carrier)(
+            root, source, counters, endpoint_url=config.s3_endpoint_url, timeout=config.timeout, user_agent=USER_AGENT
+        )
+    return _gcs_class(config.carrier)(
         root,
         source,
         counters,
@@ -253,6 +257,26 @@ def make_store(config: Config, source: CredentialSource, counters: StoreCounters
         timeout=config.timeout,
         user_agent=USER_AGENT,
     )
+
+
+def _s3_class(carrier: Carrier) -> "type[S3Store | S3SdkStore]":
+    if carrier == "sdk":
+        from optfs.stores.s3_sdk import S3SdkStore  # noqa: PLC0415 - only where S3 is used, by this carrier
+
+        return S3SdkStore
+    from optfs.stores.s3 import S3Store  # noqa: PLC0415
+
+    return S3Store
+
+
+def _gcs_class(carrier: Carrier) -> "type[GcsStore | GcsSdkStore]":
+    if carrier == "sdk":
+        from optfs.stores.gcs_sdk import GcsSdkStore  # noqa: PLC0415 - only where GCS is used, by this carrier
+
+        return GcsSdkStore
+    from optfs.stores.gcs import GcsStore  # noqa: PLC0415
+
+    return GcsStore
 
 
 def _probe(store: Store, timeout: float) -> bool:

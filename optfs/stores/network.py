@@ -32,6 +32,12 @@ def is_loopback(host: str) -> bool:
         return False
 
 
+def server(url: str) -> tuple[str, str, int]:
+    """Return scheme, host and port of a URL; ValueError where its port is no number."""
+    parts = urlsplit(url)
+    return parts.scheme, parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80)
+
+
 def parse_endpoint(base: str) -> tuple[str, str, int]:
     """Return scheme, host and port of `https://HOST[:PORT]`, or of `http://HOST[:PORT]` on this computer.
 
@@ -41,14 +47,14 @@ def parse_endpoint(base: str) -> tuple[str, str, int]:
     """
     try:
         parts = urlsplit(base)
-        port = parts.port
+        where = server(base)
     except ValueError:
         raise ConfigError(f"not a URL: {base}") from None
     if parts.scheme not in {"http", "https"} or not parts.hostname or parts.path.strip("/") or parts.query or parts.username is not None:
         raise ConfigError("an endpoint's URL must be https://HOST[:PORT], or http://HOST[:PORT] on this computer")
     if parts.scheme == "http" and not is_loopback(parts.hostname):
         raise ConfigError(f"credentials aren't sent unencrypted to {parts.hostname}; use an https URL")
-    return parts.scheme, parts.hostname, port or (443 if parts.scheme == "https" else 80)
+    return where
 
 
 def find_proxy(scheme: str, host: str) -> urllib3.util.Url | None:

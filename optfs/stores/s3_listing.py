@@ -1,12 +1,15 @@
-"""A page of ListObjectsV2, from XML. Pure.
+"""A page of ListObjectsV2, from XML or from what botocore's client made of that. Pure.
 
-ElementTree and times cut by hand: botocore's parser takes ten times the CPU, most of it for timestamps. Facts from Amazon's API
+From XML by ElementTree, with times cut by hand: botocore's parser takes ten times the CPU, most of it for timestamps. Facts from Amazon's API
 reference: with `encoding-type=url` keys and prefixes are encoded as in a form (a space may be `+`); ETags stand in quotes; times are
 `2026-11-01T00:00:00.000Z`.
 """
 
+import io
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from functools import lru_cache
+from typing import Any
 from urllib.parse import unquote_plus
 from xml.etree import ElementTree
 
@@ -26,23 +29,70 @@ def parse_listing(body: bytes) -> ListPage:
     try:
         root = ElementTree.fromstring(body)  # noqa: S314 - expat limits the expansion of entities itself since 2.4.1
     except (ElementTree.ParseError, ValueError) as error:
-        raise InvalidResponse("the answer isn't a listing of S3; is a proxy or a sign-in page in between?", detail=str(error)) from error
+        raise no_listing(str(error)) from error
     namespace, _, name = root.tag.rpartition("}")
     if name != "ListBucketResult":
-        raise InvalidResponse("the answer isn't a listing of S3; is a proxy or a sign-in page in between?", detail=f"<{name}>")
+        raise no_listing(f"<{name}>")
     ns = namespace + "}" if namespace else ""
     encoded = (root.findtext(ns + "EncodingType") or "").lower() == "url"
     try:
         objects = [_object(item, ns, encoded) for item in root.iterfind(ns + "Contents")]
         prefixes = [_name(item.findtext(ns + "Prefix"), encoded) for item in root.iterfind(ns + "CommonPrefixes")]
     except (KeyError, ValueError) as error:
-        raise InvalidResponse("S3 sent a listing with incomplete entries", detail=repr(error)) from error
-    continuation = None
-    if root.findtext(ns + "IsTruncated") == "true":
-        continuation = root.findtext(ns + "NextContinuationToken")
-        if not continuation:
-            raise InvalidResponse("S3 sent a part of a listing and no way to get the rest")
+        raise incomplete(error) from error
+    continuation = _continuation(root.findtext(ns + "IsTruncated") == "true", root.findtext(ns + "NextContinuationToken"))
     return ListPage(tuple(objects), tuple(prefixes), continuation)
+
+
+def check_listing(body: bytes) -> None:
+    """Look at a body's outermost element only: botocore takes any XML without known elements, a web page for example, for an empty listing.
+
+    Raises:
+        InvalidResponse: it isn't a ListBucketResult.
+
+    """
+    try:
+        _, root = next(ElementTree.iterparse(io.BytesIO(body), ("start",)))  # noqa: S314 - see `parse_listing`
+    except (ElementTree.ParseError, ValueError) as error:
+        raise no_listing(str(error)) from error
+    name = root.tag.rpartition("}")[2]
+    if name != "ListBucketResult":
+        raise no_listing(f"<{name}>")
+
+
+def from_parsed(parsed: Mapping[str, Any]) -> ListPage:
+    """Return the page that `list_objects_v2` of botocore's client tells, names still encoded.
+
+    Raises:
+        InvalidResponse: it lacks something.
+
+    """
+    encoded = str(parsed.get("EncodingType", "")).lower() == "url"
+    try:
+        objects = [
+            ObjectInfo(_name(item["Key"], encoded), item["Size"], item["LastModified"].timestamp(), item["ETag"].strip('"'), "aws")
+            for item in parsed.get("Contents", ())
+        ]
+        prefixes = [_name(item.get("Prefix"), encoded) for item in parsed.get("CommonPrefixes", ())]
+    except (KeyError, ValueError) as error:
+        raise incomplete(error) from error
+    return ListPage(tuple(objects), tuple(prefixes), _continuation(bool(parsed.get("IsTruncated")), parsed.get("NextContinuationToken")))
+
+
+def no_listing(detail: str) -> InvalidResponse:
+    """Return the exception for a body that is none."""
+    return InvalidResponse("the answer isn't a listing of S3; is a proxy or a sign-in page in between?", detail=detail)
+
+
+def incomplete(error: Exception) -> InvalidResponse:
+    """Return the exception for a listing whose entries lack something, or hold what can't be."""
+    return InvalidResponse("S3 sent a listing with incomplete entries", detail=repr(error)[:200])
+
+
+def _continuation(truncated: bool, token: str | None) -> str | None:
+    if truncated and not token:
+        raise InvalidResponse("S3 sent a part of a listing and no way to get the rest")
+    return token if truncated else None
 
 
 def check_prefix(page: ListPage, prefix: str) -> ListPage:

@@ -1,4 +1,4 @@
-"""What every store promises (`optfs.stores.protocol.Store`), on every service that there is one for."""
+"""What every store promises (`optfs.stores.protocol.Store`), on every service that there is one for, by every carrier."""
 
 import contextlib
 import random
@@ -10,9 +10,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from moto.server import ThreadedMotoServer
 
+from optfs.config import Carrier
 from optfs.errors import VersionGone
-from optfs.values import encode_name
-from tests.support.stores import PREFIX, DemoGround, Ground, MotoGround, demo_ground, find, list_all, read
+from optfs.values import Provider, encode_name
+from tests.support.stores import CARRIERS, PREFIX, DemoGround, Ground, MotoGround, demo_ground, find, list_all, read
 
 ODD = [
     "type=x/a b",
@@ -44,16 +45,32 @@ def moto_url() -> Iterator[str]:
         server.stop()
 
 
-@pytest.fixture(params=["s3", "gcs", "moto"])
-def ground(request: pytest.FixtureRequest) -> Iterator[Ground]:
-    """Give each service in turn, empty."""
-    if request.param == "moto":
-        moto = MotoGround(request.getfixturevalue("moto_url"))
-        with contextlib.closing(moto):
+SERVICES: dict[str, Provider] = {"s3": "aws", "gcs": "gcp"}
+
+
+@contextlib.contextmanager
+def empty_ground(service: str, carrier: Carrier, moto_url: str) -> Iterator[Ground]:
+    """Give a service without objects."""
+    if service == "moto":
+        with contextlib.closing(MotoGround(moto_url, carrier)) as moto:
             yield moto
     else:
-        with demo_ground("aws" if request.param == "s3" else "gcp") as demo:
+        with demo_ground(SERVICES[service], carrier) as demo:
             yield demo
+
+
+@pytest.fixture(params=CARRIERS)
+def carrier(request: pytest.FixtureRequest) -> Carrier:
+    """Give each carrier in turn."""
+    found: Carrier = request.param
+    return found
+
+
+@pytest.fixture(params=["s3", "gcs", "moto"])
+def ground(request: pytest.FixtureRequest, carrier: Carrier, moto_url: str) -> Iterator[Ground]:
+    """Give each service in turn, empty, by each carrier."""
+    with empty_ground(request.param, carrier, moto_url) as found:
+        yield found
 
 
 def test_odd_names_are_listed_verbatim_in_order_of_bytes_and_can_be_read(ground: Ground) -> None:
@@ -69,9 +86,9 @@ def test_odd_names_are_listed_verbatim_in_order_of_bytes_and_can_be_read(ground:
 
 
 @pytest.mark.parametrize("provider", ["aws", "gcp"])
-def test_bytes_that_are_no_utf8_survive(provider: str) -> None:
+def test_bytes_that_are_no_utf8_survive(provider: Provider, carrier: Carrier) -> None:
     """A key that isn't valid UTF-8 is listed and read as it is."""
-    with demo_ground("aws" if provider == "aws" else "gcp") as ground:
+    with demo_ground(provider, carrier) as ground:
         name = "type=x/caf\udce9"
         ground.put(name, b"latin-1")
         info = find(ground.store, name)
@@ -80,9 +97,9 @@ def test_bytes_that_are_no_utf8_survive(provider: str) -> None:
 
 @pytest.mark.parametrize("size", [1, 2, 3, 7, 1000])
 @pytest.mark.parametrize("provider", ["aws", "gcp"])
-def test_pages_of_any_size_join_without_gap_or_repetition(provider: str, size: int) -> None:
+def test_pages_of_any_size_join_without_gap_or_repetition(provider: Provider, size: int, carrier: Carrier) -> None:
     """With and without a delimiter, and with names on which a page's token might stumble."""
-    with demo_ground("aws" if provider == "aws" else "gcp") as ground:
+    with demo_ground(provider, carrier) as ground:
         ground.services.paging.size = size
         names = ODD + NO_MOTO + [f"type=y/date={day:02}/part" for day in range(8)]
         for name in names:
@@ -133,16 +150,11 @@ def test_sizes_and_times_are_the_objects(ground: Ground) -> None:
     assert not part.version.startswith('"')
 
 
-@pytest.mark.parametrize("name", ["s3", "gcs", "moto"])
-def test_any_range_gives_exactly_its_bytes(name: str, moto_url: str) -> None:
+@pytest.mark.parametrize("service", ["s3", "gcs", "moto"])
+def test_any_range_gives_exactly_its_bytes(service: str, carrier: Carrier, moto_url: str) -> None:
     """First byte, last byte, everything, and whatever lies between."""
     data = random.Random(7).randbytes(700_001)
-    with contextlib.ExitStack() as stack:
-        ground: Ground
-        if name == "moto":
-            ground = stack.enter_context(contextlib.closing(MotoGround(moto_url)))
-        else:
-            ground = stack.enter_context(demo_ground("aws" if name == "s3" else "gcp"))
+    with empty_ground(service, carrier, moto_url) as ground:
         ground.put("type=x/part", data)
         info = find(ground.store, "type=x/part")
         for start, length in ((0, 1), (len(data) - 1, 1), (0, len(data)), (1, len(data) - 1)):

@@ -3,19 +3,26 @@
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Any, Protocol, get_args
 
 import boto3
 from botocore.config import Config
 
+from optfs.config import Carrier
 from optfs.credentials.protocol import AwsCredential, Credential, GcpCredential
 from optfs.demo.services import Services
 from optfs.stores.counters import StoreCounters
 from optfs.stores.gcs import GcsStore
+from optfs.stores.gcs_sdk import GcsSdkStore
 from optfs.stores.protocol import Store
 from optfs.stores.retry import RetryingStore
 from optfs.stores.s3 import S3Store
+from optfs.stores.s3_sdk import S3SdkStore
 from optfs.values import AccountRoot, Deadline, ObjectInfo, Provider
+
+CARRIERS: tuple[Carrier, ...] = get_args(Carrier)
+S3_STORES: dict[Carrier, type[S3Store] | type[S3SdkStore]] = {"direct": S3Store, "sdk": S3SdkStore}
+GCS_STORES: dict[Carrier, type[GcsStore] | type[GcsSdkStore]] = {"direct": GcsStore, "sdk": GcsSdkStore}
 
 ACCOUNT = "123"
 PREFIX = f"v1/account_id={ACCOUNT}/"
@@ -104,19 +111,22 @@ class Ground(Protocol):
 class DemoGround:
     """An embedded service."""
 
-    def __init__(self, services: Services, provider: Provider, *, timeout: float = 30.0, user_project: str | None = None) -> None:
+    def __init__(
+        self, services: Services, provider: Provider, carrier: Carrier, *, timeout: float = 30.0, user_project: str | None = None
+    ) -> None:
         self.services = services
         self.provider = provider
+        self.carrier = carrier
         self.source = HeldSource(ROOTS[provider], self._aws if provider == "aws" else self._gcp)
         self.counters = StoreCounters()
         self.pauses: list[float] = []
         self.raw: Store
         if provider == "aws":
-            self.raw = S3Store(
+            self.raw = S3_STORES[carrier](
                 ROOTS["aws"], self.source, self.counters, endpoint_url=services.s3_url, timeout=timeout, user_agent="optfs/test"
             )
         else:
-            self.raw = GcsStore(
+            self.raw = GCS_STORES[carrier](
                 ROOTS["gcp"],
                 self.source,
                 self.counters,
@@ -144,10 +154,10 @@ class DemoGround:
 
 
 @contextmanager
-def demo_ground(provider: Provider, *, timeout: float = 30.0) -> Iterator[DemoGround]:
+def demo_ground(provider: Provider, carrier: Carrier = "direct", *, timeout: float = 30.0) -> Iterator[DemoGround]:
     """Start embedded services and make a store on one of them."""
     with Services(account=ACCOUNT) as services:
-        ground = DemoGround(services, provider, timeout=timeout)
+        ground = DemoGround(services, provider, carrier, timeout=timeout)
         try:
             yield ground
         finally:
@@ -157,12 +167,12 @@ def demo_ground(provider: Provider, *, timeout: float = 30.0) -> Iterator[DemoGr
 class MotoGround:
     """A running moto server, whose S3 is neither optfs's nor Amazon's."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, carrier: Carrier) -> None:
         root = ROOTS["aws"]
         self.pauses: list[float] = []
         self.source = HeldSource(root, lambda: AwsCredential("AKIAIOSFODNN7EXAMPLE", "secret", "session", None))
         self.counters = StoreCounters()
-        self.raw: Store = S3Store(root, self.source, self.counters, endpoint_url=url, timeout=30.0, user_agent="optfs/test")
+        self.raw: Store = S3_STORES[carrier](root, self.source, self.counters, endpoint_url=url, timeout=30.0, user_agent="optfs/test")
         self.store = RetryingStore(self.raw, self.source, self.counters, pause=self.pauses.append)
         self._client: Any = boto3.client(
             "s3",

@@ -123,7 +123,7 @@ def test_a_project_is_billed_only_when_asked_for() -> None:
     """`userProject` is in each request or in none."""
     for project in (None, "my-project"):
         with Services(account="123") as services:
-            ground = DemoGround(services, "gcp", user_project=project)
+            ground = DemoGround(services, "gcp", "direct", user_project=project)
             ground.put("p", b"data")
             read(ground.store, find(ground.store, "p"))
             assert [entry.query.get("userProject") for entry in services.requests.entries()] == [project, project]
