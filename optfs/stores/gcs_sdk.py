@@ -14,7 +14,7 @@ import ssl
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
 import requests
 import requests.adapters
@@ -25,7 +25,7 @@ from google.cloud.storage import Blob, Client
 
 from optfs.credentials.protocol import CredentialSource, GcpCredential
 from optfs.errors import OptfsError
-from optfs.stores.counters import StoreCounters
+from optfs.stores.counters import RequestKind, StoreCounters
 from optfs.stores.exchange import Exchange, Exchanges, Read, receive, unasked
 from optfs.stores.gcs import ENDPOINT, FIELDS, PAGE_LIMIT, PAGE_OBJECTS
 from optfs.stores.gcs_answers import check_prefix, check_read, current_credential, failure, no_listing
@@ -125,7 +125,8 @@ class GcsSdkStore:
     def _send(self, request: requests.PreparedRequest, send: Callable[[], requests.Response]) -> requests.Response:
         """Send a request of the client's by `send`; return its answer as the client is to see it."""
         exchange = self._exchanges.current(_CLIENT)
-        if request.method != "GET" or server(request.url or "") != self._server:
+        url = request.url or ""
+        if request.method != "GET" or server(url) != self._server or not self._is_wanted(urlsplit(url).path, exchange.kind):
             raise unasked(_CLIENT)
         request.headers["User-Agent"] = self._user_agent
         request.headers["Authorization"] = f"Bearer {exchange.credential.token}"
@@ -140,6 +141,10 @@ class GcsSdkStore:
         body = receive(answer.raw, exchange, self._receiver, limit=PAGE_LIMIT, check_read=check_read, failure=self._failure)
         answer.raw = urllib3.HTTPResponse(io.BytesIO(body), preload_content=False)
         return answer
+
+    def _is_wanted(self, path: str, kind: RequestKind) -> bool:
+        objects = f"/storage/v1{self._bucket.path}/o"
+        return path == objects if kind == "list" else path.startswith(f"/download{objects}/")
 
     def _failure(self, status: int, headers: Mapping[str, str], body: bytes, exchange: Exchange[GcpCredential]) -> OptfsError:
         return failure(

@@ -22,7 +22,7 @@ import botocore.config
 import botocore.session
 import urllib3
 from botocore.awsrequest import AWSPreparedRequest, AWSResponse
-from botocore.exceptions import BotoCoreError
+from botocore.exceptions import BotoCoreError, ClientError
 from botocore.httpsession import URLLib3Session
 from botocore.loaders import Loader
 
@@ -93,7 +93,7 @@ class S3SdkStore:
         with self._exchanges.entered(self._exchange(deadline, None)):
             try:
                 parsed = self._client.list_objects_v2(Bucket=self._root.bucket, **asked)
-            except BotoCoreError as error:
+            except (BotoCoreError, ClientError) as error:  # the latter: botocore takes a body that breaks off for a failure of S3
                 raise no_listing(repr(error)[:200]) from error
             except ValueError as error:
                 raise incomplete(error) from error
@@ -135,9 +135,8 @@ class S3SdkStore:
         body = receive(answer.raw, exchange, self._receiver, limit=PAGE_LIMIT, check_read=check_read, failure=self._failure)
         if exchange.read is None:
             check_listing(body)
-        return AWSResponse(
-            request.url, answer.status_code, answer.raw.headers, urllib3.HTTPResponse(io.BytesIO(body), preload_content=False)
-        )
+        headers_aside: Any = {}  # nothing in them is wanted any more, and botocore stumbles over a bad Last-Modified
+        return AWSResponse(request.url, answer.status_code, headers_aside, urllib3.HTTPResponse(io.BytesIO(body), preload_content=False))
 
     def _failure(self, status: int, headers: Mapping[str, str], body: bytes, exchange: Exchange[AwsCredential]) -> OptfsError:
         info = None if exchange.read is None else exchange.read.info

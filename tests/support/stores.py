@@ -9,7 +9,7 @@ import boto3
 from botocore.config import Config
 
 from optfs.config import Carrier
-from optfs.credentials.protocol import AwsCredential, Credential, GcpCredential
+from optfs.credentials.protocol import AwsCredential, Credential, CredentialSource, GcpCredential
 from optfs.demo.services import Services
 from optfs.stores.counters import StoreCounters
 from optfs.stores.gcs import GcsStore
@@ -93,6 +93,25 @@ def read(store: Store, info: ObjectInfo, start: int = 0, length: int | None = No
     return bytes(buffer)
 
 
+def make_store(
+    provider: Provider,
+    carrier: Carrier,
+    source: CredentialSource,
+    counters: StoreCounters,
+    *,
+    endpoint_url: str,
+    timeout: float = 30.0,
+    user_project: str | None = None,
+) -> Store:
+    """Return a store without retries."""
+    root, agent = ROOTS[provider], "optfs/test"
+    if provider == "aws":
+        return S3_STORES[carrier](root, source, counters, endpoint_url=endpoint_url, timeout=timeout, user_agent=agent)
+    return GCS_STORES[carrier](
+        root, source, counters, endpoint_url=endpoint_url, user_project=user_project, timeout=timeout, user_agent=agent
+    )
+
+
 class Ground(Protocol):
     """A service that holds objects, and a store on it."""
 
@@ -120,21 +139,8 @@ class DemoGround:
         self.source = HeldSource(ROOTS[provider], self._aws if provider == "aws" else self._gcp)
         self.counters = StoreCounters()
         self.pauses: list[float] = []
-        self.raw: Store
-        if provider == "aws":
-            self.raw = S3_STORES[carrier](
-                ROOTS["aws"], self.source, self.counters, endpoint_url=services.s3_url, timeout=timeout, user_agent="optfs/test"
-            )
-        else:
-            self.raw = GCS_STORES[carrier](
-                ROOTS["gcp"],
-                self.source,
-                self.counters,
-                endpoint_url=services.gcs_url,
-                user_project=user_project,
-                timeout=timeout,
-                user_agent="optfs/test",
-            )
+        url = services.s3_url if provider == "aws" else services.gcs_url
+        self.raw = make_store(provider, carrier, self.source, self.counters, endpoint_url=url, timeout=timeout, user_project=user_project)
         self.store = RetryingStore(self.raw, self.source, self.counters, pause=self.pauses.append)
 
     def put(self, name: str, data: bytes) -> None:
@@ -172,7 +178,7 @@ class MotoGround:
         self.pauses: list[float] = []
         self.source = HeldSource(root, lambda: AwsCredential("AKIAIOSFODNN7EXAMPLE", "secret", "session", None))
         self.counters = StoreCounters()
-        self.raw: Store = S3_STORES[carrier](root, self.source, self.counters, endpoint_url=url, timeout=30.0, user_agent="optfs/test")
+        self.raw = make_store("aws", carrier, self.source, self.counters, endpoint_url=url)
         self.store = RetryingStore(self.raw, self.source, self.counters, pause=self.pauses.append)
         self._client: Any = boto3.client(
             "s3",

@@ -31,6 +31,7 @@ def read(text: str, tmp_path: Path, **options: str) -> Config:
 def test_defaults_are_those_that_the_table_promises(tmp_path: Path) -> None:
     found = load({}, environ={})
     assert (found.provider, found.binding, found.log_level, found.log_format) == ("auto", "auto", "info", "text")
+    assert found.carrier == "direct"
     assert found.api_url == "https://api.optimizely.com/v2"
     assert (found.cache_size, found.memory, found.cache_min_free) == (10 * GiB, 256 * MiB, FreeFloor(0, 0.05))
     assert (found.credential_duration, found.listing_ttl, found.timeout) == (3600.0, 60.0, 30.0)
@@ -132,6 +133,7 @@ def test_addresses(text: str, address: Address) -> None:
         *[("token_command", text) for text in ("", "   ", "'unclosed")],
         ("gcs_user_project", "a b"),
         ("log_level", "loud"),
+        ("carrier", "boto3"),
     ],
 )
 def test_bad_values_are_refused_with_the_name_of_what_was_given(field: str, text: str) -> None:
@@ -237,6 +239,14 @@ def test_mount_options_that_are_refused(text: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message) as caught:
         parse_mount_options([text])
     assert "very-secret" not in str(caught.value)
+
+
+def test_the_carrier_can_be_chosen_wherever_settings_come_from(tmp_path: Path) -> None:
+    assert load({"carrier": "sdk"}, environ={}).carrier == "sdk"
+    assert load({}, parse_mount_options(["carrier=sdk"]), {}).carrier == "sdk"
+    assert load({}, environ={"OPTFS_CARRIER": "sdk"}).carrier == "sdk"
+    assert read("carrier = 'sdk'", tmp_path).carrier == "sdk"
+    assert read("carrier = 'sdk'", tmp_path, carrier="direct").carrier == "direct"
 
 
 def test_a_configuration_file_can_be_named_among_mount_options(tmp_path: Path) -> None:

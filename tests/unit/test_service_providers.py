@@ -112,6 +112,16 @@ def test_both_providers_are_asked_and_the_token_leaves_the_environment(
             each.close()
 
 
+@pytest.mark.parametrize("carrier", ["direct", "sdk"])
+def test_the_carrier_that_was_chosen_is_used(services: Services, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, carrier: str) -> None:
+    found = connect(settings(services, monkeypatch, tmp_path, carrier=carrier))
+    for each in found:
+        each.close()
+    names = {"direct": ["S3Store", "GcsStore"], "sdk": ["S3SdkStore", "GcsSdkStore"]}
+    assert [type(each.store).__name__ for each in found] == names[carrier]
+    assert all(each.has_data for each in found)
+
+
 def test_an_explicit_provider_is_the_only_one_asked(services: Services, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     found = connect(settings(services, monkeypatch, tmp_path, provider="gcp"))
     for each in found:

@@ -1,4 +1,4 @@
-"""What each service's own errors become, and how requests are addressed."""
+"""What each service's own errors become, by every carrier, and how requests are addressed."""
 
 import json
 import subprocess
@@ -6,15 +6,17 @@ import sys
 
 import pytest
 
+from optfs.config import Carrier
 from optfs.credentials.protocol import AwsCredential, GcpCredential
 from optfs.demo.faults import Answer, Fault
 from optfs.demo.services import Services
-from optfs.errors import AccessDenied, AccessError, OptfsError, ServiceError, ServiceUnavailable, VersionGone
+from optfs.errors import AccessDenied, AccessError, InvalidResponse, OptfsError, ServiceError, ServiceUnavailable, VersionGone
+from optfs.service.providers import NAMES
 from optfs.stores.counters import StoreCounters
 from optfs.stores.rejection import RejectedCredential
 from optfs.stores.s3 import S3Store
-from optfs.values import AccountRoot, Provider
-from tests.support.stores import ROOTS, DemoGround, HeldSource, demo_ground, find, list_all, read
+from optfs.values import AccountRoot, ListPage, ObjectInfo, Provider
+from tests.support.stores import CARRIERS, PREFIX, ROOTS, DemoGround, HeldSource, deadline, demo_ground, find, list_all, read
 
 AWS_KEYS = AwsCredential("AKIAIOSFODNN7EXAMPLE", "secret", None, None)
 
@@ -81,11 +83,22 @@ CASES: list[tuple[Provider, str, Answer, type[OptfsError], str]] = [
 ]
 
 
+@pytest.fixture(params=CARRIERS)
+def carrier(request: pytest.FixtureRequest) -> Carrier:
+    """Give each carrier in turn."""
+    found: Carrier = request.param
+    return found
+
+
 @pytest.mark.parametrize(("provider", "kind", "answer", "error", "text"), CASES)
-def test_a_services_errors_have_one_meaning_each(provider: Provider, kind: str, answer: Answer, error: type[OptfsError], text: str) -> None:
-    """The class says what is done about it, the message what the user can do, in one line."""
-    with demo_ground(provider) as ground:
+def test_a_services_errors_have_one_meaning_each(
+    provider: Provider, kind: str, answer: Answer, error: type[OptfsError], text: str, carrier: Carrier
+) -> None:
+    """The class says what is done about it, the message what the user can do, in one line; one request is made."""
+    with demo_ground(provider, carrier) as ground:
         raised = outcome(ground, kind, answer)
+        assert ground.services.requests.count() == 2
+        assert sum(ground.counters.snapshot().statuses.values()) == 2
     assert type(raised) is error
     assert text in raised.message
     assert "\n" not in raised.message
@@ -98,17 +111,17 @@ def test_a_services_errors_have_one_meaning_each(provider: Provider, kind: str, 
         ("gcp", Answer(503, reasons("backendError"), {"X-GUploader-UploadID": "UP7"}), ("503", "backendError", "UP7")),
     ],
 )
-def test_the_log_gets_what_support_asks_for(provider: Provider, answer: Answer, wanted: tuple[str, ...]) -> None:
+def test_the_log_gets_what_support_asks_for(provider: Provider, answer: Answer, wanted: tuple[str, ...], carrier: Carrier) -> None:
     """Status, code and the service's id of the request."""
-    with demo_ground(provider) as ground:
+    with demo_ground(provider, carrier) as ground:
         detail = outcome(ground, "get", answer).detail
     assert [text for text in wanted if text not in detail] == []
 
 
 @pytest.mark.parametrize("provider", ["aws", "gcp"])
-def test_a_refusal_names_the_credential_that_was_used(provider: Provider) -> None:
+def test_a_refusal_names_the_credential_that_was_used(provider: Provider, carrier: Carrier) -> None:
     """So that one which was replaced meanwhile isn't renewed once more. It isn't shown."""
-    with demo_ground(provider) as ground:
+    with demo_ground(provider, carrier) as ground:
         ground.put("p", b"data")
         used = ground.source.held
         ground.services.expire_credentials()
@@ -119,11 +132,11 @@ def test_a_refusal_names_the_credential_that_was_used(provider: Provider) -> Non
         assert secret not in repr(caught.value) + str(caught.value) + caught.value.detail
 
 
-def test_a_project_is_billed_only_when_asked_for() -> None:
+def test_a_project_is_billed_only_when_asked_for(carrier: Carrier) -> None:
     """`userProject` is in each request or in none."""
     for project in (None, "my-project"):
         with Services(account="123") as services:
-            ground = DemoGround(services, "gcp", "direct", user_project=project)
+            ground = DemoGround(services, "gcp", carrier, user_project=project)
             ground.put("p", b"data")
             read(ground.store, find(ground.store, "p"))
             assert [entry.query.get("userProject") for entry in services.requests.entries()] == [project, project]
@@ -145,11 +158,12 @@ def test_amazon_is_addressed_by_the_buckets_host_name(bucket: str, host: str, pa
     store.close()
 
 
-def test_a_credential_of_the_other_provider_is_refused() -> None:
+@pytest.mark.parametrize("provider", ["aws", "gcp"])
+def test_a_credential_of_the_other_provider_is_refused(provider: Provider, carrier: Carrier) -> None:
     """With an error, before anything is sent."""
-    with demo_ground("aws") as ground:
-        ground.source.held = GcpCredential("t", None)
-        with pytest.raises(AccessError, match="S3"):
+    with demo_ground(provider, carrier) as ground:
+        ground.source.held = GcpCredential("t", None) if provider == "aws" else AWS_KEYS
+        with pytest.raises(AccessError, match=NAMES[provider]):
             list_all(ground.store)
         assert ground.services.requests.count() == 0
 
@@ -159,6 +173,9 @@ def test_a_credential_of_the_other_provider_is_refused() -> None:
     [
         ("optfs.stores.gcs", ("botocore", "boto3", "google")),
         ("optfs.stores.s3", ("boto3", "google", "botocore.client", "botocore.session")),
+        ("optfs.stores.gcs_sdk", ("botocore", "boto3")),
+        ("optfs.stores.s3_sdk", ("google",)),
+        ("optfs.service.providers", ("botocore", "google", "optfs.stores.s3_sdk", "optfs.stores.gcs_sdk")),
     ],
 )
 def test_only_what_is_used_is_imported(module: str, unwanted: tuple[str, ...]) -> None:
@@ -173,3 +190,62 @@ def test_roots_are_those_of_the_services() -> None:
     for provider in ROOTS:
         with demo_ground(provider) as ground:
             assert ground.store.root == ROOTS[provider]
+
+
+def entry(key: str, *, size: str = "5", moment: str = "2026-11-01T00:00:01.500Z") -> str:
+    """Return one object of a listing of S3."""
+    tag = "<ETag>&quot;abc-2&quot;</ETag>"
+    return f"<Contents><Key>{key}</Key><LastModified>{moment}</LastModified>{tag}<Size>{size}</Size></Contents>"
+
+
+def page(body: str) -> bytes:
+    """Return a listing of S3."""
+    return f'<?xml version="1.0"?><ListBucketResult xmlns="http://s3.amazonaws.com/doc/2006-03-01/">{body}</ListBucketResult>'.encode()
+
+
+def items(**changes: object) -> bytes:
+    """Return a listing of GCS with one object that has other fields than it should."""
+    item: dict[str, object] = {"name": PREFIX + "a", "size": "5", "updated": "2026-11-01T00:00:01.500Z", "generation": "17"}
+    return json.dumps({"items": [{name: value for name, value in (item | changes).items() if value is not None}]}).encode()
+
+
+NO_LISTINGS: list[tuple[Provider, bytes]] = [
+    ("aws", b""),
+    ("aws", b"<html></html>"),
+    ("aws", b"<Error><Code>InternalError</Code></Error>"),
+    ("aws", b"\x00\xff"),
+    ("aws", page("<IsTruncated>true</IsTruncated>")),
+    ("aws", page(f"<Contents><Key>{PREFIX}a</Key></Contents>")),
+    ("aws", page(entry("", size="1"))),
+    ("aws", page(entry(PREFIX, size=""))),
+    ("aws", page(entry(PREFIX, size="x"))),
+    ("aws", page(entry(PREFIX, moment="yesterday"))),
+    ("aws", page("<CommonPrefixes></CommonPrefixes>")),
+    ("aws", page(entry(PREFIX + "a"))[:-30]),
+    ("aws", page(entry("v1/account_id=9/a"))),
+    *[("gcp", body) for body in (b"", b"[]", b"null", b"<html>", b'{"items": 5}', b'{"items": ["a"]}')],
+    *[("gcp", items(**{name: None})) for name in ("name", "size", "updated", "generation")],
+    *[("gcp", items(**{name: "x"})) for name in ("name", "size", "updated", "generation")],
+]
+
+
+@pytest.mark.parametrize(("provider", "body"), NO_LISTINGS)
+def test_what_is_no_listing_is_never_taken_for_one(provider: Provider, body: bytes, carrier: Carrier) -> None:
+    """Not for an empty one, nor for a part of one."""
+    with demo_ground(provider, carrier) as ground:
+        assert type(outcome(ground, "list", Answer(200, body))) is InvalidResponse
+
+
+def test_what_listings_tell_is_the_same_by_every_carrier() -> None:
+    """Names still encoded or not, times with fractions, ETags without quotes, the token of the next page."""
+    for body, key in (
+        (page("<EncodingType>url</EncodingType>" + entry(PREFIX.replace("=", "%3D") + "x+y%2Bz%253A%E9")), PREFIX + "x y+z%3A\udce9"),
+        (page(entry(PREFIX + "a+b%3A")), PREFIX + "a+b%3A"),
+    ):
+        more = b"<IsTruncated>true</IsTruncated><NextContinuationToken>t/+=</NextContinuationToken></ListBucketResult>"
+        answer = Answer(200, body.replace(b"</ListBucketResult>", b"<CommonPrefixes><Prefix>p/</Prefix></CommonPrefixes>" + more))
+        for carrier in CARRIERS:
+            with demo_ground("aws", carrier) as ground:
+                ground.services.faults.add(Fault(lambda _: True, answer, 1))
+                found = ground.raw.list_page(PREFIX, delimiter=None, continuation=None, deadline=deadline())
+            assert found == ListPage((ObjectInfo(key, 5, 1793491201.5, "abc-2", "aws"),), ("p/",), "t/+=")
