@@ -76,14 +76,28 @@ def raw_answer(mount: MountProcess) -> bytes:
 
 
 @pytest.mark.parametrize("log_format", ["text", "json"])
-@pytest.mark.parametrize(("provider", "binding"), [("aws", "fuse3"), ("gcp", "fuse2")])
+@pytest.mark.parametrize(
+    ("provider", "binding", "carrier"),
+    [("aws", "fuse3", "direct"), ("gcp", "fuse2", "direct"), ("aws", "fuse3", "sdk"), ("gcp", "fuse3", "sdk")],
+)
 def test_secrets_are_in_no_place_where_anybody_looks(
-    services: Services, tmp_path: Path, provider: str, binding: str, log_format: str
+    services: Services, tmp_path: Path, provider: str, binding: str, carrier: str, log_format: str
 ) -> None:
     require(binding)
     log = tmp_path / "optfs.log"
     port = free_port()
-    options = ("--log-level", "debug", "--log-format", log_format, "--log-file", str(log), "--metrics", f"127.0.0.1:{port}")
+    options = (
+        "--log-level",
+        "debug",
+        "--log-format",
+        log_format,
+        "--log-file",
+        str(log),
+        "--metrics",
+        f"127.0.0.1:{port}",
+        "--carrier",
+        carrier,
+    )
     places: dict[str, bytes] = {}
     with MountProcess(services, tmp_path, provider, binding, *options) as mount:
         path = mount.account / KEY
