@@ -6,8 +6,8 @@ botocore's client makes the requests and parses the listings; its HTTP session s
 - It refuses what the client would send on its own account (HeadBucket to look for a region, say), and any other server than the bucket's.
 - It raises errors before botocore sees them, which would try again or look for the bucket elsewhere.
 
-Nothing is read from ~/.aws, and no credential is looked for. Keys are bytes on the way out, and decoded here on the way in, so that
-those that aren't valid UTF-8 are kept. No lock of its own.
+Nothing is read from ~/.aws, and no credential is looked for. Names in listings are decoded here, not by botocore, so that those that
+aren't valid UTF-8 are kept. No lock of its own.
 """
 
 import io
@@ -38,7 +38,7 @@ from optfs.stores.s3_answers import check_read, failure
 from optfs.stores.s3_listing import PAGE_LIMIT, check_listing, check_prefix, from_parsed, incomplete, no_listing
 from optfs.stores.s3_requests import PAGE_KEYS, REGION, Signer, address, current_credential
 from optfs.stores.transport import CONNECTIONS
-from optfs.values import AccountRoot, Deadline, ListPage, ObjectInfo, encode_name
+from optfs.values import AccountRoot, Deadline, ListPage, ObjectInfo
 
 _CLIENT = "boto3"
 _EVENTS = {"list": "before-send.s3.ListObjectsV2", "get": "before-send.s3.GetObject"}
@@ -85,7 +85,7 @@ class S3SdkStore:
         """Return one page; see `Store`."""
         if not prefix.startswith(self._root.prefix):
             raise ValueError("a listing must stay below the account's prefix")
-        asked: dict[str, Any] = {"Prefix": encode_name(prefix), "MaxKeys": PAGE_KEYS, "EncodingType": "url"}
+        asked: dict[str, Any] = {"Prefix": _Name(prefix), "MaxKeys": PAGE_KEYS, "EncodingType": "url"}
         if delimiter is not None:
             asked["Delimiter"] = delimiter
         if continuation is not None:
@@ -103,7 +103,7 @@ class S3SdkStore:
         """Fill `buffer`; see `Store`."""
         with self._exchanges.entered(self._exchange(deadline, Read(info, start, buffer, progress))):
             self._client.get_object(
-                Bucket=self._root.bucket, Key=encode_name(info.key), Range=range_header(start, len(buffer)), IfMatch=f'"{info.version}"'
+                Bucket=self._root.bucket, Key=_Name(info.key), Range=range_header(start, len(buffer)), IfMatch=f'"{info.version}"'
             )
 
     def close(self) -> None:
@@ -143,6 +143,16 @@ class S3SdkStore:
         return failure(status, headers, body, root=self._root, credential=exchange.credential, signer=self._signer, info=info)
 
 
+class _Name(str):
+    """A key that botocore encodes as it is, valid UTF-8 or not."""
+
+    __slots__ = ()
+
+    def encode(self, encoding: str = "utf-8", errors: str = "surrogateescape") -> bytes:
+        """Return its bytes."""
+        return super().encode(encoding, errors)
+
+
 class _Waits(urllib3.Timeout):
     """How long the exchange under way may wait; urllib3 takes a clone for each request."""
 
@@ -175,7 +185,7 @@ class _Session(URLLib3Session):
 def _client(endpoint_url: str, user_agent: str, *, path_style: bool) -> Any:
     config = botocore.config.Config(
         signature_version=botocore.UNSIGNED,  # the hook signs
-        parameter_validation=False,  # it refuses keys that are bytes
+        parameter_validation=False,  # what S3 refuses is S3's to say
         use_fips_endpoint=False,  # whatever the environment says: the endpoint is known
         use_dualstack_endpoint=False,
         user_agent=user_agent,

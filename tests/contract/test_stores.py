@@ -30,7 +30,8 @@ ODD = [
     "type=x/~-_.!*'()",
     "type=x/back\\slash",
 ]
-NO_MOTO = ["type=x//two", "/leading", "type=x/new\nline"]  # moto's web framework joins slashes, and knows no newline in a path
+# moto's web framework joins slashes, takes out dots, and knows no newline in a path.
+NO_MOTO = ["type=x//two", "/leading", "type=x/new\nline", "type=x/./dot", "type=x/../dots"]
 
 
 @pytest.fixture(scope="module")
