@@ -8,7 +8,7 @@ import pytest
 
 from optfs.config import Carrier
 from optfs.credentials.protocol import AwsCredential, GcpCredential
-from optfs.demo.faults import Answer, Fault
+from optfs.demo.faults import Action, Answer, Fault, Reset, Truncate
 from optfs.demo.services import Services
 from optfs.errors import AccessDenied, AccessError, InvalidResponse, OptfsError, ServiceError, ServiceUnavailable, VersionGone
 from optfs.service.providers import NAMES
@@ -31,7 +31,7 @@ def reasons(reason: str) -> bytes:
     return json.dumps({"error": {"code": 1, "message": "m", "errors": [{"reason": reason}]}}).encode()
 
 
-def outcome(ground: DemoGround, kind: str, answer: Answer) -> OptfsError:
+def outcome(ground: DemoGround, kind: str, answer: Action) -> OptfsError:
     """Return what the store without retries raises for an answer to one request of a kind."""
     ground.put("p", b"data")
     info = find(ground.raw, "p")
@@ -98,7 +98,9 @@ def test_a_services_errors_have_one_meaning_each(
     with demo_ground(provider, carrier) as ground:
         raised = outcome(ground, kind, answer)
         assert ground.services.requests.count() == 2
-        assert sum(ground.counters.snapshot().statuses.values()) == 2
+        counted = ground.counters.snapshot()
+        assert counted.requests == ({"list": 2} if kind == "list" else {"list": 1, "get": 1})
+        assert sum(counted.statuses.values()) == 2
     assert type(raised) is error
     assert text in raised.message
     assert "\n" not in raised.message
@@ -234,6 +236,14 @@ def test_what_is_no_listing_is_never_taken_for_one(provider: Provider, body: byt
     """Not for an empty one, nor for a part of one."""
     with demo_ground(provider, carrier) as ground:
         assert type(outcome(ground, "list", Answer(200, body))) is InvalidResponse
+
+
+@pytest.mark.parametrize("provider", ["aws", "gcp"])
+@pytest.mark.parametrize("action", [Truncate(20), Reset(20)], ids=repr)
+def test_a_listing_that_breaks_off_is_the_networks_failure(provider: Provider, action: Action, carrier: Carrier) -> None:
+    """Not an answer that makes no sense, which is tried less often."""
+    with demo_ground(provider, carrier) as ground:
+        assert type(outcome(ground, "list", action)) is ServiceUnavailable
 
 
 def test_what_listings_tell_is_the_same_by_every_carrier() -> None:
