@@ -13,6 +13,7 @@ import io
 import ssl
 import time
 from collections.abc import Callable, Mapping
+from http.cookiejar import DefaultCookiePolicy
 from typing import Any
 from urllib.parse import quote, urlsplit
 
@@ -66,6 +67,7 @@ class GcsSdkStore:
         proxy = find_proxy(scheme, host)
         self._session = requests.Session()
         self._session.trust_env = False  # ~/.netrc, and what `network` has looked at
+        self._session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=()))
         self._session.proxies = {} if proxy is None else {"https": proxy.url}
         self._session.mount(f"{scheme}://", _Adapter(self._send, tls_context() if scheme == "https" else None))
         self._client = Client(project=None, credentials=AnonymousCredentials(), _http=self._session, client_options={"api_endpoint": base})

@@ -10,11 +10,12 @@ Nothing is read from ~/.aws, and no credential is looked for. Names in listings 
 aren't valid UTF-8 are kept. No lock of its own.
 """
 
+import contextlib
 import io
 import os
 import ssl
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import botocore
@@ -25,9 +26,10 @@ from botocore.awsrequest import AWSPreparedRequest, AWSResponse
 from botocore.exceptions import BotoCoreError, ClientError
 from botocore.httpsession import URLLib3Session
 from botocore.loaders import Loader
+from botocore.parsers import ResponseParserError
 
 from optfs.credentials.protocol import AwsCredential, CredentialSource
-from optfs.errors import OptfsError
+from optfs.errors import OptfsError, ServiceError
 from optfs.stores.counters import StoreCounters
 from optfs.stores.exchange import Exchange, Exchanges, Read, receive, unasked
 from optfs.stores.network import find_proxy, parse_endpoint, server, tls_context
@@ -90,18 +92,16 @@ class S3SdkStore:
             asked["Delimiter"] = delimiter
         if continuation is not None:
             asked["ContinuationToken"] = continuation
-        with self._exchanges.entered(self._exchange(deadline, None)):
+        with self._exchanges.entered(self._exchange(deadline, None)), _told():
             try:
                 parsed = self._client.list_objects_v2(Bucket=self._root.bucket, **asked)
-            except (BotoCoreError, ClientError) as error:  # the latter: botocore takes a body that breaks off for a failure of S3
-                raise no_listing(repr(error)[:200]) from error
             except ValueError as error:
                 raise incomplete(error) from error
         return check_prefix(from_parsed(parsed), prefix)
 
     def read_into(self, info: ObjectInfo, start: int, buffer: memoryview, progress: Progress, deadline: Deadline) -> None:
         """Fill `buffer`; see `Store`."""
-        with self._exchanges.entered(self._exchange(deadline, Read(info, start, buffer, progress))):
+        with self._exchanges.entered(self._exchange(deadline, Read(info, start, buffer, progress))), _told():
             self._client.get_object(
                 Bucket=self._root.bucket, Key=_Name(info.key), Range=range_header(start, len(buffer)), IfMatch=f'"{info.version}"'
             )
@@ -141,6 +141,17 @@ class S3SdkStore:
     def _failure(self, status: int, headers: Mapping[str, str], body: bytes, exchange: Exchange[AwsCredential]) -> OptfsError:
         info = None if exchange.read is None else exchange.read.info
         return failure(status, headers, body, root=self._root, credential=exchange.credential, signer=self._signer, info=info)
+
+
+@contextlib.contextmanager
+def _told() -> Iterator[None]:
+    """Raise what a failure of botocore's own means."""
+    try:
+        yield
+    except (ResponseParserError, ClientError) as error:  # the latter: a listing that breaks off, which botocore takes for a failure of S3
+        raise no_listing(repr(error)[:200]) from error
+    except BotoCoreError as error:
+        raise ServiceError("boto3 doesn't take a request; --carrier direct may help", detail=repr(error)[:200]) from error
 
 
 class _Name(str):

@@ -19,7 +19,8 @@ from optfs.errors import ConfigError, DeadlineExceeded, OptfsError, ServiceError
 from optfs.stores.counters import StoreCounters
 from optfs.stores.protocol import Store
 from optfs.stores.receiver import Stalled
-from optfs.values import MiB, ObjectInfo, Provider
+from optfs.stores.s3_sdk import S3SdkStore
+from optfs.values import AccountRoot, MiB, ObjectInfo, Provider
 from tests.support.certificates import certificate
 from tests.support.faulty_server import Exchange, FaultyServer, answer
 from tests.support.stores import CARRIERS, PREFIX, ROOTS, HeldSource, deadline, demo_ground, find, list_all, make_store, read
@@ -296,10 +297,10 @@ def test_requests_carry_what_they_need_and_say_who_asks(provider: Provider, carr
     encodings = {"aws": b"identity", "gcp": b"gzip"}  # of media: gzip keeps Google from unpacking
 
     def exchange(connection: socket.socket, head: bytes) -> bool:
-        told = "Content-Range: bytes 3-7/8\r\n"
-        connection.sendall(
-            answer(b"12345", status="206 Partial Content", head=told) if b"range: " in head.lower() else answer(EMPTY[provider])
-        )
+        if b"range: " in head.lower():
+            connection.sendall(answer(b"12345", status="206 Partial Content", head="Content-Range: bytes 3-7/8\r\n"))
+        else:
+            connection.sendall(answer(EMPTY[provider], head="Set-Cookie: session=1\r\n"))
         return True
 
     with FaultyServer(exchange) as server, store_at(server.url, provider, carrier) as store:
@@ -311,6 +312,20 @@ def test_requests_carry_what_they_need_and_say_who_asks(provider: Provider, carr
     assert media[b"range"] == b"bytes=3-7"
     assert media.get(b"if-match") == b'"17"' if provider == "aws" else b"generation=17" in server.requests[1].split()[1]
     assert not {b"cookie", b"x-amz-checksum-mode"} & {*listing, *media}
+
+
+def test_a_bucket_that_boto3_doesnt_take_is_told_as_such() -> None:
+    """With the way out; nothing is sent, and nothing of botocore's own is raised."""
+    root = AccountRoot("123", "aws", "not a bucket", PREFIX)
+    source = HeldSource(root, lambda: CREDENTIALS["aws"])
+    with FaultyServer(lists("aws")) as server:
+        store = S3SdkStore(root, source, StoreCounters(), endpoint_url=server.url, timeout=30.0, user_agent="optfs/test")
+        with contextlib.closing(store):
+            with pytest.raises(ServiceError, match="--carrier direct"):
+                list_by(store)
+            with pytest.raises(ServiceError, match="--carrier direct"):
+                read(store, info_of("aws", 10))
+        assert server.requests == []
 
 
 def test_threads_dont_mix_their_reads(provider: Provider) -> None:
