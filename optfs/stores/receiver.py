@@ -137,6 +137,8 @@ class Receiver:
     def translate(self, error: Exception, deadline: Deadline) -> OptfsError:
         """Return what a failure of the network means."""
         cause = f"{type(error).__name__}: {error}"
+        if isinstance(error, urllib3.exceptions.NewConnectionError):  # before timeouts: urllib3 counts a refused connection as one
+            return ServiceUnavailable(f"can't connect to {self.host}; check the network", detail=cause)
         if isinstance(error, TimeoutError | urllib3.exceptions.TimeoutError):
             if deadline.remaining() <= 0:
                 return DeadlineExceeded(f"{self.host} didn't answer within --timeout", detail=cause)
@@ -146,8 +148,6 @@ class Receiver:
             return ServiceError(f"the certificate of {self.host} can't be verified; {advice}", detail=cause)
         if isinstance(error, urllib3.exceptions.ProxyError):
             return ServiceUnavailable(f"can't reach {self.host} through the proxy; check HTTPS_PROXY and NO_PROXY", detail=cause)
-        if isinstance(error, urllib3.exceptions.NewConnectionError):
-            return ServiceUnavailable(f"can't connect to {self.host}; check the network", detail=cause)
         return ServiceUnavailable(f"the connection to {self.host} broke", detail=cause)
 
     def _bound_wait(self, body: "_Body", deadline: Deadline) -> None:

@@ -176,8 +176,9 @@ def test_a_service_that_is_down_and_comes_back(ground: DemoGround) -> None:
     """Refused connections are ServiceUnavailable; later the same store works, though all its connections are dead."""
     info = find(ground.store, NAME)
     ground.services.outage()
-    with pytest.raises(ServiceUnavailable):
+    with pytest.raises(ServiceUnavailable, match="can't connect") as caught:
         read(ground.store, info)
+    assert type(caught.value) is ServiceUnavailable, "who refuses isn't silent"
     ground.services.end_outage()
     assert read(ground.store, info) == DATA
 
