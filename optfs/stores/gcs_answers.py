@@ -41,8 +41,12 @@ def check_read(status: int, headers: Mapping[str, str], info: ObjectInfo, start:
 
 
 def check_prefix(page: ListPage, prefix: str) -> ListPage:
-    """Return the page; InvalidResponse where it holds another object than one below `prefix`."""
-    if not all(info.key.startswith(prefix) for info in page.objects):
+    """Return the page; InvalidResponse where it holds another object than one below `prefix`, or a name that is no text."""
+    try:
+        below = all(info.key.startswith(prefix) for info in page.objects)
+    except AttributeError as error:
+        raise no_listing(error) from error
+    if not below:
         raise InvalidResponse("Google Cloud Storage listed other objects than asked for")
     return page
 

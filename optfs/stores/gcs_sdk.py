@@ -69,7 +69,9 @@ class GcsSdkStore:
         self._session.trust_env = False  # ~/.netrc, and what `network` has looked at
         self._session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=()))
         self._session.proxies = {} if proxy is None else {"https": proxy.url}
-        self._session.mount(f"{scheme}://", _Adapter(self._send, tls_context() if scheme == "https" else None))
+        adapter = _Adapter(self._send, tls_context() if scheme == "https" else None)
+        self._session.mount("https://", adapter)
+        self._session.mount("http://", adapter)  # both, so that nothing passes by the hook
         self._client = Client(project=None, credentials=AnonymousCredentials(), _http=self._session, client_options={"api_endpoint": base})
         self._bucket = self._client.bucket(root.bucket, user_project=user_project)
 
@@ -172,8 +174,8 @@ class _Adapter(requests.adapters.HTTPAdapter):
         self._context = context
 
     def send(self, request: requests.PreparedRequest, *arguments: Any, **options: Any) -> requests.Response:
-        """Send a request, its body left unread."""
-        return self._hook(request, lambda: super(_Adapter, self).send(request, *arguments, **{**options, "stream": True}))
+        """Send a request; its body is left unread."""
+        return self._hook(request, lambda: super(_Adapter, self).send(request, *arguments, **options))
 
     def build_connection_pool_key_attributes(self, request: Any, verify: Any, cert: Any = None) -> tuple[Any, Any]:
         """Return what a connection is chosen by."""
@@ -195,8 +197,6 @@ class _Object(Blob):  # type: ignore[misc]  # google-cloud-storage has no types 
 
 
 def _object(blob: Any) -> ObjectInfo:
-    if not isinstance(blob.name, str):
-        raise TypeError("an object without a name")
     return ObjectInfo(blob.name, int(blob.size), blob.updated.timestamp(), str(int(blob.generation)), "gcp")
 
 

@@ -65,6 +65,8 @@ CASES: list[tuple[Provider, str, Answer, type[OptfsError], str]] = [
     ("aws", "list", Answer(400, xml("RequestTimeout")), ServiceUnavailable, "try again"),
     ("aws", "get", Answer(503, xml("SlowDown")), ServiceUnavailable, "try again"),
     ("aws", "list", Answer(400, xml("InvalidArgument")), ServiceError, "InvalidArgument"),
+    ("aws", "list", Answer(206, b"<ListBucketResult></ListBucketResult>"), InvalidResponse, "unexpected status 206"),
+    ("gcp", "list", Answer(206, b"{}"), InvalidResponse, "unexpected status 206"),
     ("gcp", "list", Answer(401), RejectedCredential, "credential"),
     ("gcp", "get", Answer(401), RejectedCredential, "credential"),
     ("gcp", "list", Answer(403, reasons("forbidden")), AccessDenied, "optimizely-e3-123/v1/account_id=123/"),
@@ -227,6 +229,7 @@ NO_LISTINGS: list[tuple[Provider, bytes]] = [
     ("aws", page(entry("v1/account_id=9/a"))),
     *[("gcp", body) for body in (b"", b"[]", b"null", b"<html>", b'{"items": 5}', b'{"items": ["a"]}')],
     *[("gcp", items(**{name: None})) for name in ("name", "size", "updated", "generation")],
+    ("gcp", items(name=5)),
     *[("gcp", items(**{name: "x"})) for name in ("name", "size", "updated", "generation")],
 ]
 

@@ -155,6 +155,23 @@ def test_what_a_client_asks_for_of_itself_is_not_sent(provider: Provider) -> Non
         assert list_all(ground.store) == ([], [], 1)
 
 
+def test_nothing_is_sent_to_another_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another bucket's at AWS, Google's for client certificates: neither by mistake nor because the environment says so."""
+    source = HeldSource(ROOTS["aws"], lambda: CREDENTIALS["aws"])
+    s3 = S3SdkStore(ROOTS["aws"], source, StoreCounters(), endpoint_url=None, timeout=1.0, user_agent="optfs/test")
+    with (
+        contextlib.closing(s3),
+        s3._exchanges.entered(s3._exchange(deadline(), None)),
+        pytest.raises(ServiceError, match="nobody asked for"),
+    ):
+        s3._client.list_objects_v2(Bucket="another-bucket")
+    monkeypatch.setenv("GOOGLE_API_USE_MTLS_ENDPOINT", "always")
+    with FaultyServer(lists("gcp")) as server, store_at(server.url, "gcp") as store:
+        with pytest.raises(ServiceError, match="nobody asked for"):
+            list_by(store)
+        assert server.requests == []
+
+
 class _Watch:
     """What this process opens and connects to while it is watched; an audit hook can't be taken away, only told to be quiet."""
 
