@@ -11,11 +11,11 @@ Locks: none of its own. Called with no lock held.
 """
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 
 from optfs.cache.protocol import BlockCache, BlockKey
-from optfs.errors import OptfsError, OutOfMemory, ServiceError, ServiceUnavailable
+from optfs.errors import OptfsError, OutOfMemory, ServiceError, ServiceUnavailable, VersionGone
 from optfs.reading.blocks import Blocks
 from optfs.reading.fetches import Fetch, Part, Ticket
 from optfs.reading.readahead import PIECE
@@ -25,12 +25,22 @@ from optfs.workers import Priority, WorkerPool
 
 logger = logging.getLogger(__name__)
 
+Gone = Callable[[ObjectInfo], None]
+"""Told of versions that aren't there any more, by fetching threads; sends nothing."""
+
 
 class Fetcher:
     """The way from store and block cache into memory."""
 
     def __init__(
-        self, stores: Mapping[Provider, Store], cache: BlockCache | None, pool: WorkerPool, blocks: Blocks, timeout: float, clock: Clock
+        self,
+        stores: Mapping[Provider, Store],
+        cache: BlockCache | None,
+        pool: WorkerPool,
+        blocks: Blocks,
+        timeout: float,
+        clock: Clock,
+        gone: Gone,
     ) -> None:
         """Run fetches in `pool`, each at most `timeout` seconds by `clock`, into `blocks`."""
         self._stores = stores
@@ -39,6 +49,7 @@ class Fetcher:
         self._blocks = blocks
         self._timeout = timeout
         self._clock = clock
+        self._gone = gone
 
     def demand(self, info: ObjectInfo, parts: tuple[Part, ...], deadline: Deadline) -> Fetch | None:
         """Return the fetch that brings the first of `parts` at least, queued before all that is ahead; None: that part is resident by now.
@@ -80,6 +91,8 @@ class Fetcher:
         except OptfsError as error:
             if fetch.speculative:
                 logger.debug("fetching %s ahead failed: %s %s", fetch.info.key, error.message, error.detail)
+            if isinstance(error, VersionGone):  # before readers hear of it, who may open the file again at once
+                self._gone(fetch.info)
             self._fail(fetch, error)
         except MemoryError:
             self._fail(fetch, OutOfMemory("there is no memory for a read; let the mount have more, or give it a smaller --memory"))

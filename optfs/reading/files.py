@@ -29,7 +29,7 @@ from optfs.cache.protocol import BlockCache
 from optfs.errors import DeadlineExceeded, OptfsError, OutOfMemory
 from optfs.reading.blocks import Blocks
 from optfs.reading.counters import Counters
-from optfs.reading.fetcher import Fetcher
+from optfs.reading.fetcher import Fetcher, Gone
 from optfs.reading.fetches import Fetch, Ident, Part, Ticket
 from optfs.reading.readahead import BLOCK, PIECE, Shares
 from optfs.reading.readahead import Sequence as ReadSequence
@@ -68,6 +68,7 @@ class Files:
         memory: int,
         timeout: float,
         clock: Clock = time.monotonic,
+        gone: Gone = lambda _info: None,
     ) -> None:
         """Read from `stores`, which retry by themselves.
 
@@ -78,6 +79,7 @@ class Files:
             memory: bound on blocks in memory, on their way to it, and in the cache's backlog, bytes; 2 MiB at least.
             timeout: seconds that one read may take.
             clock: monotonic.
+            gone: told of each version that a fetch didn't find any more.
 
         """
         limit = max(memory - memory // 8 if cache is not None else memory, 16 * PIECE)
@@ -85,7 +87,7 @@ class Files:
         self.clock = clock
         self.block = grain_for(limit)
         self.blocks = Blocks(limit, self.block, clock)
-        self.fetcher = Fetcher(stores, cache, pool, self.blocks, timeout, clock)
+        self.fetcher = Fetcher(stores, cache, pool, self.blocks, timeout, clock, gone)
         self._lock = threading.Lock()
         # Guarded by _lock: all below.
         self._shares = Shares(limit // 2, 2 * self.block)

@@ -91,7 +91,7 @@ class Mount:
         self.pool = WorkerPool("fetch", FETCH_THREADS)
         self.catalog = Catalog(stores, pool=self.pool, listing_ttl=config.listing_ttl, timeout=config.timeout)
         block_cache = self.cache if config.cache_size else None
-        self.files = Files(stores, block_cache, pool=self.pool, memory=config.memory, timeout=config.timeout)
+        self.files = Files(stores, block_cache, pool=self.pool, memory=config.memory, timeout=config.timeout, gone=self.catalog.gone)
         self.filesystem = FileSystem(
             self.catalog,
             self.files,

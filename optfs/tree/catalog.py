@@ -120,6 +120,19 @@ class Catalog:
             rest = ()
         return found
 
+    def gone(self, info: ObjectInfo) -> None:
+        """Note that a version isn't there any more: the listing that shows it is made anew when it is needed next. Asks nothing."""
+        parts = self._parts_of(info)
+        if parts is None:
+            return
+        for depth in range(len(parts) - 1, -1, -1):
+            listing = self._listings.peek(_unit(parts[:depth]))
+            if listing is not None:
+                file = _find(listing.folder, parts[depth:])
+                if isinstance(file, File) and file.info == info:
+                    self._listings.disbelieve(listing)
+                return
+
     def statistics(self) -> CatalogStatistics:
         """Return what has been done so far."""
         return self._listings.statistics()
@@ -239,6 +252,15 @@ class Catalog:
 
     def _owners(self, listing: Listing, name: str) -> Sequence[Provider]:
         return listing.owners.get(name, self._listings.providers)
+
+
+def _find(folder: Folder, parts: Sequence[str]) -> Node | None:
+    node: Node | None = folder
+    for part in parts:
+        if not isinstance(node, Folder):
+            return None
+        node = node.find(part)
+    return node
 
 
 def _unit(parts: Sequence[str]) -> str:

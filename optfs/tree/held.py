@@ -4,6 +4,7 @@ Rules:
 
 - A listing is believed for `ttl` seconds from when it was asked for, and for `SETTLED_TTL` if its day is complete and past
   (`layout.settled`). With a `ttl` of 0 each operation asks, but joins a listing that is under way.
+- A listing that shows a version that a read has found gone is believed no more (`disbelieve`): the next one who needs it asks anew.
 - One listing of a unit is under way at a time. Whoever needs it waits for it, each within its own deadline; if it fails, it fails for all.
 - When a refresh fails, the former listing goes on being shown. While a store is known to fail, nobody who can be shown a former listing
   waits: the next try runs in the background, at most one a unit in `RETRY_PAUSE` and `MAX_RETRIES` at a time. The first success ends that
@@ -95,12 +96,14 @@ class _Held:
     Attributes:
         tried_at: when its refresh last failed or was last left to the background, by the monotonic clock.
         denied: whether its last refresh was refused for this prefix alone.
+        outdated: whether it is known to show what is no longer there.
 
     """
 
     listing: Listing
     tried_at: float
     denied: bool = False
+    outdated: bool = False
 
 
 class HeldListings:
@@ -192,7 +195,7 @@ class HeldListings:
                 self._held.move_to_end(unit)
                 old = held.listing
                 now = self._clock()
-                if self._believed(old, now):
+                if self._believed(held, now):
                     self._hits += 1
                     return old
             flight = self._flights.get(unit)
@@ -232,9 +235,19 @@ class HeldListings:
             self._stale += 1
         return old
 
-    def _believed(self, listing: Listing, now: float) -> bool:
-        """Return whether a listing needs no refresh."""
+    def disbelieve(self, listing: Listing) -> None:
+        """Note that a listing shows what is no longer there, unless another one has taken its place."""
+        with self._lock:
+            held = self._held.get(listing.unit)
+            if held is not None and held.listing is listing:
+                held.outdated = True
+
+    def _believed(self, held: _Held, now: float) -> bool:
+        """Return whether a listing needs no refresh. Called with the lock."""
+        listing = held.listing
         age = now - listing.asked_at
+        if held.outdated:
+            return False
         if age < self.ttl:
             return True
         if self.ttl <= 0 or not listing.complete or age >= SETTLED_TTL:
@@ -300,7 +313,7 @@ class HeldListings:
             held = self._held.get(unit)
             if held is not None:  # it will be wanted soon: not to be dropped for one that is listed before
                 self._held.move_to_end(unit)
-            if self._closed or unit in self._flights or (held is not None and self._believed(held.listing, self._clock())):
+            if self._closed or unit in self._flights or (held is not None and self._believed(held, self._clock())):
                 return False
             flight = self._flights[unit] = _Flight()
             old = None if held is None else held.listing

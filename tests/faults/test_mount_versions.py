@@ -97,6 +97,25 @@ def test_overwritten_and_deleted_while_in_the_block_cache(tmp_path: Path, provid
 
 
 @every_mount
+def test_a_version_that_a_read_finds_gone_is_looked_for_anew(tmp_path: Path, provider: str, binding: str) -> None:
+    """In a complete day of the past, whose listing would be believed for an hour: a new open sees the new version, a deleted name is gone."""
+    services = Services()
+    services.put(KEY, OLD[:1000])
+    services.put("type=decisions/date=2026-11-01/_SUCCESS", b"")
+    services.put("type=decisions/date=2026-11-01/zero", b"zero")
+    with ground(services, tmp_path, provider, binding) as ready:
+        changed, deleted = ready.path(KEY), ready.path("type=decisions/date=2026-11-01/zero")
+        assert (changed.stat().st_size, deleted.stat().st_size) == (1000, 4)
+        services.put(KEY, NEW[:2000])
+        assert read(changed).errno == errno.ESTALE
+        assert read(changed).content == NEW[:2000]
+        services.delete("type=decisions/date=2026-11-01/zero")
+        assert read(deleted).errno == errno.ESTALE
+        eventually(lambda: read(deleted).errno == errno.ENOENT, "the kernel doesn't believe in it any more", 5)
+        assert deleted.name not in os.listdir(deleted.parent)  # noqa: PTH208 - the system call itself
+
+
+@every_mount
 def test_deleted_while_open(tmp_path: Path, provider: str, binding: str) -> None:
     """What was fetched can be read, the rest is ESTALE, and the name is gone for everybody else."""
     services = Services()

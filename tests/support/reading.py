@@ -8,6 +8,7 @@ from contextlib import contextmanager
 
 from optfs.cache.protocol import BlockKey
 from optfs.errors import OptfsError
+from optfs.reading.fetcher import Gone
 from optfs.reading.files import Files, OpenFile
 from optfs.stores.protocol import Progress
 from optfs.values import AccountRoot, Clock, Deadline, ListPage, MiB, ObjectInfo
@@ -138,10 +139,11 @@ def reading(
     timeout: float = PATIENCE,
     clock: Clock = time.monotonic,
     threads: int = 8,
+    gone: Gone = lambda _info: None,
 ) -> Iterator[Files]:
     """Give files over a fake store, and end their pool."""
     pool = WorkerPool("fetch", threads)
-    files = Files({"aws": store}, cache, pool=pool, memory=memory, timeout=timeout, clock=clock)
+    files = Files({"aws": store}, cache, pool=pool, memory=memory, timeout=timeout, clock=clock, gone=gone)
     try:
         yield files
     finally:

@@ -9,7 +9,8 @@ import pytest
 
 from optfs.errors import DeadlineExceeded, OptfsError, OutOfMemory, ServiceError, ServiceUnavailable, VersionGone
 from optfs.reading.blocks import FAILURE_HOLDS
-from optfs.reading.files import ATTEMPTS
+from optfs.reading.fetches import Fetch
+from optfs.reading.files import ATTEMPTS, ident_of
 from optfs.reading.readahead import BLOCK, PIECE
 from optfs.stores.protocol import Progress
 from optfs.values import Deadline, KiB, MiB, ObjectInfo
@@ -336,6 +337,22 @@ def test_a_failed_read_keeps_no_buffer_alive(kind: type[Exception]) -> None:
         assert len(store.buffers) >= 50
     finally:
         gc.enable()
+
+
+def test_versions_that_are_gone_are_told_before_their_readers_hear_of_it() -> None:
+    """Also by a fetch ahead, for which nobody waits; other failures aren't told."""
+    told: list[str] = []
+    store = FakeStore()
+    store.fail = lambda info, _start: VersionGone(info.key) if info.key.startswith("gone") else ServiceUnavailable("no")
+    with reading(store, gone=lambda info: told.append(info.key)) as files:
+        with pytest.raises(VersionGone):
+            files.open(info("gone", MiB), nothing_follows).read(0, 10)
+        assert told == ["gone"]
+        with pytest.raises(ServiceUnavailable):
+            files.open(info("failing", MiB), nothing_follows).read(0, 10)
+        ahead = info("gone-too", MiB)
+        assert isinstance(files.fetcher.ahead(ahead, ((ident_of(ahead), 0, MiB),)), Fetch)
+        until(lambda: told == ["gone", "gone-too"])
 
 
 def test_without_memory_a_read_tries_again_and_says_so() -> None:

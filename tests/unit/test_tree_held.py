@@ -71,6 +71,47 @@ def test_a_complete_day_of_the_past_is_believed_for_an_hour(keys: list[str], req
     assert store.units().count(f"{day}/") == requests + 1
 
 
+def test_a_listing_that_shows_a_version_that_is_gone_is_made_anew_when_it_is_needed() -> None:
+    """Whatever its age; not for a version that it doesn't show, and not while nobody looks."""
+    store = MemoryStore(keys=[f"{OLD}/e/a", f"{OLD}/e/b", f"{OLD}/_SUCCESS"])
+    rig = Rig([store])
+    file = rig.lookup(f"{OLD}/e/a")
+    assert isinstance(file, File)
+    rig.catalog.gone(replace(file.info, version="v0"))
+    rig.catalog.gone(replace(file.info, key=file.info.key + "x"))
+    rig.catalog.gone(replace(file.info, key="elsewhere"))
+    rig.lookup(f"{OLD}/e/b")
+    assert store.units().count(f"{OLD}/") == 1
+    store.put(f"{OLD}/e/a", version="v2")
+    rig.catalog.gone(file.info)
+    assert store.units().count(f"{OLD}/") == 1
+    changed = rig.lookup(f"{OLD}/e/a")
+    assert isinstance(changed, File)
+    assert (changed.info.version, store.units().count(f"{OLD}/")) == ("v2", 2)
+    rig.catalog.gone(file.info)
+    rig.lookup(f"{OLD}/e/a")
+    assert store.units().count(f"{OLD}/") == 2
+
+
+def test_while_a_store_fails_a_listing_known_to_be_outdated_goes_on_being_shown() -> None:
+    """As others do; it is made anew when the store is back."""
+    store = MemoryStore(keys=[f"{OLD}/e/a", f"{OLD}/_SUCCESS"])
+    rig = Rig([store])
+    file = rig.lookup(f"{OLD}/e/a")
+    assert isinstance(file, File)
+    rig.catalog.gone(file.info)
+    store.error = ServiceUnavailable("no")
+    assert rig.lookup(f"{OLD}/e/a") is file
+    store.error = None
+    store.put(f"{OLD}/e/a", version="v2")
+    rig.now += 2
+    rig.lookup(f"{OLD}/e/a")
+    rig.run_jobs()
+    changed = rig.lookup(f"{OLD}/e/a")
+    assert isinstance(changed, File)
+    assert changed.info.version == "v2"
+
+
 def test_a_time_to_live_longer_than_an_hour_holds_for_settled_days_too() -> None:
     """The longer of the two."""
     store = MemoryStore(keys=[f"{OLD}/a", f"{OLD}/_SUCCESS"])
