@@ -11,7 +11,7 @@ class BlockKey:
     """Names the bytes `[start, start + length)` of one version of one object.
 
     Attributes:
-        uri: `s3://…` or `gs://…`.
+        uri: `s3://…` or `gs://…`, with the endpoint before it where that isn't the provider's own (`cache.origin`).
         version: ETag or generation.
         size: of the whole object, bytes.
 

@@ -17,6 +17,8 @@ from pathlib import Path
 from optfs.bridge.bindings import Binding
 from optfs.cache.disk import BACKLOG, CacheStats, open_cache
 from optfs.cache.folder import open_folder
+from optfs.cache.origin import OriginCache
+from optfs.cache.protocol import BlockCache
 from optfs.cache.room import FreeFloor
 from optfs.config import Config
 from optfs.errors import ConfigError, OptfsError
@@ -67,6 +69,12 @@ def check_cache_folder(config: Config) -> None:
             ) from None
 
 
+def _by_origin(cache: BlockCache, config: Config) -> BlockCache:
+    endpoints = {"s3": config.s3_endpoint_url, "gs": config.gcs_endpoint_url}
+    others = {scheme: url for scheme, url in endpoints.items() if url is not None}
+    return OriginCache(cache, others) if others else cache
+
+
 class Mount:
     """The parts of one mount."""
 
@@ -90,14 +98,14 @@ class Mount:
         self.cache = open_cache(config.cache_dir, limit=config.cache_size, min_free=floor, backlog=backlog)
         self.pool = WorkerPool("fetch", FETCH_THREADS)
         self.catalog = Catalog(stores, pool=self.pool, listing_ttl=config.listing_ttl, timeout=config.timeout)
-        block_cache = self.cache if config.cache_size else None
+        block_cache = _by_origin(self.cache, config) if config.cache_size else None
         self.files = Files(stores, block_cache, pool=self.pool, memory=config.memory, timeout=config.timeout, gone=self.catalog.gone)
         self.filesystem = FileSystem(
             self.catalog,
             self.files,
             roots={each.provider: each.store.root for each in connected},
             owner=Owner(config.uid, config.gid, config.umask),
-            cache=self.cache,
+            cache=block_cache,
             timeout=config.timeout,
             clock=time.monotonic,
             totals=self._totals,

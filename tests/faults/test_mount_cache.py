@@ -21,6 +21,8 @@ FILES[f"{DAY}experiment=9/part-0.parquet"] = os.urandom(5 * MIB + 17)
 NEW = {f"type=events/date=2026-11-01/event={number}/part-0.parquet": os.urandom(40_000 + number) for number in range(3)}
 """Objects that nothing reads before the harm is done."""
 
+NAME = f"{DAY}experiment=1/part-0.parquet"
+
 KINDS = [("aws", "fuse3"), ("gcp", "fuse2")]
 
 
@@ -236,3 +238,16 @@ def test_two_versions_of_the_program_share_a_cache_folder(services: Services, tm
         assert (services.requests.count("get") > 0) is fetches
     for version in ("blocks-v1", "blocks-v2"):
         assert len(list((tmp_path / "cache" / version).glob("[0-9a-f]/*"))) >= len(FILES)
+
+
+@pytest.mark.parametrize("kind", KINDS, ids="-".join)
+def test_services_that_give_versions_the_same_names_share_a_cache_folder(tmp_path: Path, kind: tuple[str, str]) -> None:
+    """Emulators begin to count generations anew: the bytes of the one before aren't those of the next one."""
+    require(kind[1])
+    for content in (b"a" * 30_000, b"b" * 30_000):
+        with Services() as services:
+            services.put(NAME, content)
+            with MountProcess(services, tmp_path, *kind) as mount:
+                assert (mount.account / NAME).read_bytes() == content
+                mount.holds([mount.account / NAME])
+                assert mount.end() == 0
