@@ -76,6 +76,8 @@ class Config:
     log_file: Path | None
     log_format: LogFormat
     metrics: Address | None
+    folder: Path
+    """Where optfs was started, and where the token's command runs. Not a setting."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,7 +235,7 @@ def load(
     values["cache_dir"] = values["cache_dir"] or default_cache_dir()
     values["uid"] = os.getuid() if values["uid"] is None else values["uid"]
     values["gid"] = os.getgid() if values["gid"] is None else values["gid"]
-    return Config(**values)
+    return Config(**values, folder=Path.cwd())
 
 
 def default_cache_dir() -> Path:

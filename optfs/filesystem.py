@@ -17,7 +17,7 @@ from typing import NamedTuple, Protocol
 
 from optfs.cache.protocol import BlockCache
 from optfs.errors import IsAFolder, NoAttribute, NotALink, NotSupported, PathError
-from optfs.tree.folders import File, Folder, Link, Node
+from optfs.tree.folders import File, Folder, Link, Node, inode_number
 from optfs.values import AccountRoot, Clock, Deadline, ObjectInfo, Provider, encode_name, never
 
 BLOCK_SIZE = 4096
@@ -188,6 +188,10 @@ class FileSystem:
         """Return what a folder lists, in the order of the names' bytes, without `.` and `..`; raises as `attributes`."""
         attributes = self._attributes
         return [(name, attributes(node)) for name, node in self._tree.children(path, self._deadline())]
+
+    def folder_number(self, path: str) -> int:
+        """Return the inode number of the folder at `path`, which needn't be known to exist."""
+        return inode_number(path)
 
     def target(self, path: str) -> str:
         """Return what a symbolic link points to.

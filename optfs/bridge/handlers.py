@@ -212,9 +212,10 @@ class Handlers:
         entries = folder.entries
         pack, told, caller = self.layout.pack, core.kernel.told, self.caller
         if offset < 2:
-            here = pack(core.filesystem.attributes(folder.path))
-            for position, dots in enumerate((b".", b"..")[offset:], offset + 1):
-                yield dots, here, position
+            here = core.filesystem.attributes(folder.path)
+            above = here._replace(ino=core.filesystem.folder_number(folder.path.rpartition("/")[0] or "/"))
+            for position, (dots, shown) in enumerate(((b".", here), (b"..", above))[offset:], offset + 1):
+                yield dots, pack(shown), position
             offset = 2
         base = folder.path.rstrip("/") + "/"
         for position in range(offset - 2, len(entries)):

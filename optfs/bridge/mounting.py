@@ -27,7 +27,7 @@ from optfs.bridge.bindings import Binding
 from optfs.bridge.errnos import ErrorReporter
 from optfs.bridge.handlers import Core
 from optfs.bridge.kernel_cache import KernelCache
-from optfs.errors import MountError
+from optfs.errors import ConfigError, MountError
 from optfs.filesystem import FileSystem
 
 logger = logging.getLogger(__name__)
@@ -212,7 +212,8 @@ def check_mountpoint(mountpoint: str) -> None:
     """Look whether the mount point can be used.
 
     Raises:
-        MountError: it is missing, no folder, dead, already an optfs mount, or not writable for an ordinary user.
+        ConfigError: it is missing, or no folder.
+        MountError: it is dead, already an optfs mount, or not writable for an ordinary user.
 
     """
     path = Path(mountpoint)
@@ -222,9 +223,9 @@ def check_mountpoint(mountpoint: str) -> None:
         raise MountError(f"{mountpoint} is already mounted by optfs; unmount it first: optfs umount {mountpoint}")
     try:
         if not path.exists():
-            raise MountError(f"{mountpoint} doesn't exist; make it: mkdir -p {mountpoint}")
+            raise ConfigError(f"{mountpoint} doesn't exist; make it: mkdir -p {mountpoint}")
         if not path.is_dir():
-            raise MountError(f"{mountpoint} isn't a folder; mount at one")
+            raise ConfigError(f"{mountpoint} isn't a folder; mount at one")
     except PermissionError as error:
         raise MountError(f"{mountpoint} can't be looked at: {error.strerror}") from error
     if os.geteuid() != 0 and not os.access(path, os.W_OK):

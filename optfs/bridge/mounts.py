@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import subprocess
+import threading
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,10 @@ from optfs.errors import MountError
 
 FSTYPE = "fuse.optfs"
 
+ANSWER_SECONDS = 2.0
+"""How long a mount may take to answer `statvfs`, which it does without a request, before it counts as one that lives but is silent."""
+
+_MOST_LINKS = 40  # Linux's own limit
 _TIMEOUT = 30.0  # seconds for a helper that only makes one system call, on a busy machine
 _ESCAPE = re.compile(rb"\\([0-7]{3})")
 
@@ -77,17 +82,33 @@ def find(mountpoint: str | os.PathLike[str]) -> Mount | None:
 def resolve(mountpoint: str | os.PathLike[str]) -> str:
     """Return the path as the table has it, without touching the mount itself, which may be dead."""
     path = os.path.abspath(os.fspath(mountpoint))  # noqa: PTH100 - Path.resolve would ask the mount itself
-    parent, name = os.path.split(path)
-    return os.path.join(os.path.realpath(parent), name) if name else path  # noqa: PTH118 - names may be odd bytes; a string it stays
+    for _ in range(_MOST_LINKS):
+        parent, name = os.path.split(path)
+        if not name:
+            break
+        path = os.path.join(os.path.realpath(parent), name)  # noqa: PTH118 - names may be odd bytes; a string it stays
+        try:
+            target = os.readlink(path)  # noqa: PTH115 - as above; a mount point is no link, and isn't asked
+        except OSError:
+            break
+        path = os.path.normpath(os.path.join(os.path.dirname(path), target))  # noqa: PTH118, PTH120
+    return path
 
 
 def is_dead(mountpoint: str | os.PathLike[str]) -> bool:
-    """Return whether the process that served this mount point is gone."""
-    try:
-        os.statvfs(mountpoint)  # not stat: the kernel may answer that alone, from attributes that it was told just before the end
-    except OSError as error:
-        return error.errno in (errno.ENOTCONN, errno.ECONNABORTED)
-    return False
+    """Return whether the process that served this mount point is gone. One that doesn't answer within `ANSWER_SECONDS` isn't."""
+    dead: list[bool] = []
+
+    def look() -> None:
+        try:
+            os.statvfs(mountpoint)  # not stat: the kernel may answer that alone, from attributes that it was told just before the end
+        except OSError as error:
+            dead.append(error.errno in (errno.ENOTCONN, errno.ECONNABORTED))
+
+    thread = threading.Thread(target=look, daemon=True)  # left behind where the process is stopped: nothing else ends such a wait
+    thread.start()
+    thread.join(ANSWER_SECONDS)
+    return dead == [True]
 
 
 def recover_stale(mountpoint: str | os.PathLike[str]) -> bool:

@@ -14,7 +14,6 @@ BLKSIZE = 1024 * 1024
 """`st_blksize`: what programs such as `cp` read at a time; one request of libfuse 3."""
 
 _UNSIGNED = {1: "B", 2: "H", 4: "I", 8: "Q"}
-_NANO = 1_000_000_000
 
 
 class StatLayout:
@@ -46,8 +45,9 @@ class StatLayout:
     def pack(self, attributes: Attributes) -> bytes:
         """Return the structure's bytes."""
         mode, size, mtime, ino, nlink, blocks, uid, gid, _ = attributes
-        seconds = int(mtime) if mtime > 0 else 0  # before 1970 there is no object store
-        rest = int((mtime - seconds) * _NANO) if mtime > 0 else 0
+        # Whole microseconds, as the stores tell them: a float's own places beyond would show .123 s as .122999906. Before 1970 there is none.
+        seconds, micros = divmod(round(mtime * 1_000_000), 1_000_000) if mtime > 0 else (0, 0)
+        rest = micros * 1000
         values = (mode, size, ino, nlink, blocks, uid, gid, BLKSIZE, seconds, rest)
         return self._packer.pack(*[values[place] for place in self._order])
 

@@ -7,6 +7,7 @@ Exit codes: 0 done; 1 a bug, or a check that failed; 2 wrong usage or configurat
 service can't be reached; 5 FUSE is missing or refuses; 130 interrupted.
 """
 
+import difflib
 import importlib
 import os
 import sys
@@ -49,6 +50,15 @@ class _Lazy(click.Group):
         assert isinstance(command, click.Command)
         return command
 
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
+        try:
+            return super().resolve_command(ctx, args)
+        except click.UsageError as error:
+            near = difflib.get_close_matches(args[0], COMMANDS, n=1)
+            if not near:
+                raise
+            raise click.UsageError(f"{error.message.rstrip('.')}; did you mean {near[0]}?", ctx) from None
+
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002 - click's signature
         with formatter.section("Commands"):
             formatter.write_dl(list(COMMANDS.items()))
@@ -68,11 +78,15 @@ def exit_code(error: OptfsError) -> int:
 def arranged(arguments: Sequence[str]) -> list[str]:
     """Return the arguments with the command `mount` in front where they come as mount(8) calls a helper.
 
-    `mount -t fuse.optfs SOURCE MOUNTPOINT -o …` runs `optfs SOURCE MOUNTPOINT -o …` (mount.fuse3(8)).
+    `mount -t fuse.optfs SOURCE MOUNTPOINT -o …` runs `optfs SOURCE MOUNTPOINT -o …` (mount.fuse3(8)), where mount(8) adds `-o rw` by itself
+    and an empty source is left out. A mistyped command is no source.
     """
-    if len(arguments) >= 2 and arguments[0] not in COMMANDS and not any(word.startswith("-") for word in arguments[:2]):
-        return ["mount", *arguments]
-    return list(arguments)
+    words = [word for word in arguments[:2] if not word.startswith("-")]
+    if not words or words[0] in COMMANDS or words[0] != arguments[0]:
+        return list(arguments)
+    source = len(words) == 2 and (words[0] in {"optfs", "none"} or words[0].isdecimal() or words[0].startswith("optfs#"))
+    given = any(word.startswith("-o") for word in arguments) and (len(words) == 2 or words[0].startswith("/"))
+    return ["mount", *arguments] if source or given else list(arguments)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 import click
 
 from optfs import config
+from optfs.cli.points import point
 from optfs.errors import ConfigError
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -39,7 +40,7 @@ def source_and_point(words: tuple[str, ...], options: dict[str, str | None]) -> 
         if options.get("account") not in {None, source}:
             raise ConfigError(f"the source is account {source[:60]}, but --account says otherwise; give one of them")
         options["account"] = source
-    return Path(words[-1]).absolute()
+    return point(words[-1])
 
 
 @click.command("mount")

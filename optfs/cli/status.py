@@ -6,11 +6,13 @@ from typing import Any
 
 import click
 
+from optfs.cli.points import point
+
 Document = dict[str, Any]
 
 
 @click.command("status")
-@click.argument("mountpoint", required=False, type=click.Path(path_type=Path))
+@click.argument("mountpoint", required=False, type=point)
 @click.option("--json", "as_json", is_flag=True, help='One JSON document: {"mounts": […]}.')
 def command(mountpoint: Path | None, as_json: bool) -> int:
     """Show all mounts, or the one at MOUNTPOINT: credentials, cache, requests.

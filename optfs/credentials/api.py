@@ -224,9 +224,12 @@ class ApiClient:
         if status in (401, 403):
             return TokenRefused("the personal access token was refused; make a new one in Optimizely's profile settings", detail=detail)
         if status == 404:
-            return NoExport("this account has no export there", detail=detail)
+            return NoExport("this account has no export there; check the account, or ask Optimizely to turn the export on", detail=detail)
         if status == 400:
-            return ServiceError(f"the Authentication API refused the request: {message or 'no reason given'}", detail=detail)
+            reason = f": {message}" if message else ""
+            return ServiceError(
+                f"the Authentication API refused the request{reason}; check --account, --api-url and the token", detail=detail
+            )
         if status == 429 or status >= 500:
             return ServiceUnavailable(
                 f"the Authentication API is {'overloaded' if status in (429, 503) else 'failing'} (status {status}); try again later",

@@ -98,8 +98,10 @@ class TokenFile:
 class TokenCommand:
     """A command whose standard output is the token."""
 
-    def __init__(self, command: str, environment: Mapping[str, str], timeout: float = COMMAND_TIMEOUT) -> None:
-        """Take a command line, split as a shell would but run without one.
+    def __init__(
+        self, command: str, environment: Mapping[str, str], timeout: float = COMMAND_TIMEOUT, *, folder: Path | None = None
+    ) -> None:
+        """Take a command line, split as a shell would but run without one, in `folder`, or in the current one.
 
         Raises:
             ConfigError: it can't be split.
@@ -113,6 +115,7 @@ class TokenCommand:
             raise ConfigError("--token-command is empty")
         self._environment = scrubbed_environment(environment)
         self._timeout = timeout
+        self._folder = folder
 
     def __repr__(self) -> str:
         return f"TokenCommand({self._arguments[0]!r} …)"
@@ -128,6 +131,7 @@ class TokenCommand:
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
                 env=self._environment,
+                cwd=self._folder,
                 start_new_session=True,
             )
         except (OSError, ValueError) as error:
@@ -202,7 +206,7 @@ class TokenVariable:
         return checked(self._value, f"the environment variable {self._name}")
 
 
-def find_token(file: Path | None, command: str | None, environment: Mapping[str, str]) -> TokenSource | None:
+def find_token(file: Path | None, command: str | None, environment: Mapping[str, str], *, folder: Path | None = None) -> TokenSource | None:
     """Return the source that settings and environment name, or None.
 
     Raises:
@@ -214,7 +218,7 @@ def find_token(file: Path | None, command: str | None, environment: Mapping[str,
     if file is not None:
         return TokenFile(file)
     if command is not None:
-        return TokenCommand(command, environment)
+        return TokenCommand(command, environment, folder=folder)
     for name in VARIABLES:
         if environment.get(name, "").strip():
             return TokenVariable(name, environment[name])

@@ -18,7 +18,7 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterator
 from typing import IO, NoReturn
 
 from optfs import errors
@@ -30,6 +30,7 @@ Work = Callable[[Announce], int]
 """Serves; calls its argument when the mount is usable; returns the exit code."""
 
 WARNINGS = 10  # shown at most; the log has all
+ENDING = (signal.SIGTERM, signal.SIGHUP)  # SIGINT raises KeyboardInterrupt already
 GRACE = 5.0  # seconds between asking a child to end and ending it
 
 
@@ -57,17 +58,38 @@ def run(work: Work, timeout: float) -> list[str]:
     with tempfile.TemporaryFile() as words:
         sys.stdout.flush()
         sys.stderr.flush()
-        child = os.fork()
-        if child == 0:
-            os.close(reading)
-            _serve(work, writing, words)
-        os.close(writing)
-        with os.fdopen(reading, "rb") as pipe:
-            try:
-                return _await(child, pipe, words, timeout)
-            except BaseException:
-                _end(child)
-                raise
+        with _ended_by_signals() as changed:
+            child = os.fork()
+            if child == 0:
+                for number in changed:
+                    signal.signal(number, signal.SIG_DFL)
+                os.close(reading)
+                _serve(work, writing, words)
+            os.close(writing)
+            with os.fdopen(reading, "rb") as pipe:
+                try:
+                    return _await(child, pipe, words, timeout)
+                except BaseException:
+                    _end(child)
+                    raise
+
+
+@contextlib.contextmanager
+def _ended_by_signals() -> Iterator[Collection[int]]:
+    """Let the signals that end a program raise SystemExit within the block: a child that isn't usable yet must end with its parent.
+
+    Yields those that did end it; what ignores them (nohup) still does.
+    """
+
+    def leave(number: int, _frame: object) -> NoReturn:
+        raise SystemExit(128 + number)
+
+    before = {number: signal.signal(number, leave) for number in ENDING if signal.getsignal(number) is signal.SIG_DFL}
+    try:
+        yield before.keys()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _serve(work: Work, writing: int, words: IO[bytes]) -> NoReturn:

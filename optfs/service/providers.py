@@ -157,22 +157,30 @@ def openers(config: Config) -> dict[Provider, Callable[[], Source]]:
     The token's environment variables are removed, so that no child inherits them.
 
     Raises:
-        ConfigError: no token, or an unusable one, and no account for the provider's own credentials.
-        ServiceUnavailable: the command that gives the token failed.
+        ConfigError: no token, or an unusable one, or none from the command that is to give it, and no account for the provider's own
+            credentials.
 
     """
     providers: list[Provider] = ["aws", "gcp"] if config.provider == "auto" else [config.provider]
     environment = dict(os.environ)
-    token = find_token(config.token_file, config.token_command, environment)
+    token = find_token(config.token_file, config.token_command, environment, folder=config.folder)
     for name in VARIABLES:
         os.environ.pop(name, None)
     if token is not None:
-        first = token.read()
+        first = _first(token)
         remember_secret(first)
         return {provider: partial(_from_token, config, provider, _reader(token, first)) for provider in providers}
     if config.account is None:
         raise ConfigError(MISSING)
     return {provider: partial(_from_chain, provider, documented_root(provider, config.account)) for provider in providers}
+
+
+def _first(token: TokenSource) -> str:
+    """Return the token. A command that fails at the start is a mistake in the settings; later, trying again may help."""
+    try:
+        return token.read()
+    except ServiceUnavailable as error:
+        raise ConfigError(error.message, detail=error.detail) from error
 
 
 def _reader(token: TokenSource, first: str) -> Callable[[], str]:

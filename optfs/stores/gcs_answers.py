@@ -101,7 +101,7 @@ def failure(
         message = f"Google Cloud Storage denies access to {bucket}/{root.prefix}; check the account and the token's rights"
         return AccessDenied(message, detail=detail)
     if 400 <= status < 500:
-        return ServiceError(f"Google Cloud Storage refused a request ({reason or status})", detail=detail)
+        return ServiceError(f"Google Cloud Storage refused a request ({reason or status}); the log tells which", detail=detail)
     return InvalidResponse(f"Google Cloud Storage answered with the unexpected status {status}", detail=detail)
 
 

@@ -142,13 +142,13 @@ class Receiver:
         if isinstance(error, TimeoutError | urllib3.exceptions.TimeoutError):
             if deadline.remaining() <= 0:
                 return DeadlineExceeded(f"{self.host} didn't answer within --timeout", detail=cause)
-            return Stalled(f"{self.host} doesn't answer", detail=cause)
+            return Stalled(f"{self.host} doesn't answer; check the network, or try again later", detail=cause)
         if "CERTIFICATE_VERIFY_FAILED" in cause:
             advice = "if a proxy replaces certificates, point AWS_CA_BUNDLE or REQUESTS_CA_BUNDLE at its CA bundle"
             return ServiceError(f"the certificate of {self.host} can't be verified; {advice}", detail=cause)
         if isinstance(error, urllib3.exceptions.ProxyError):
             return ServiceUnavailable(f"can't reach {self.host} through the proxy; check HTTPS_PROXY and NO_PROXY", detail=cause)
-        return ServiceUnavailable(f"the connection to {self.host} broke", detail=cause)
+        return ServiceUnavailable(f"the connection to {self.host} broke; check the network, or try again", detail=cause)
 
     def _bound_wait(self, body: "_Body", deadline: Deadline) -> None:
         left = deadline.check(f"reading from {self.host}")

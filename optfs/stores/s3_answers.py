@@ -84,7 +84,7 @@ def failure(
     if status in {401, 403}:
         return AccessDenied(f"S3 denies access to {bucket}/{root.prefix}; check the account and the token's rights", detail=detail)
     if 400 <= status < 500:
-        return ServiceError(f"S3 refused a request ({told.code or status})", detail=detail)
+        return ServiceError(f"S3 refused a request ({told.code or status}); the log tells which", detail=detail)
     return InvalidResponse(f"S3 answered with the unexpected status {status}", detail=detail)
 
 

@@ -155,6 +155,35 @@ def test_mounting_twice_is_refused_with_one_line(machine: Machine) -> None:
     assert machine.file.read_bytes() == DATA
 
 
+def test_a_mount_point_given_by_a_link_is_known_by_it(machine: Machine) -> None:
+    """To each command: a second mount was stacked on the first, and `umount` knew of none."""
+    link = machine.point.with_name("link")
+    link.symlink_to(machine.point.name)
+    assert machine.optfs("mount", link).returncode == 0
+    assert machine.file.read_bytes() == DATA
+    assert machine.optfs("mount", link).returncode == 5
+    assert machine.optfs("status", link).returncode == 0
+    kill(machine)
+    assert machine.optfs("mount", link).returncode == 0
+    assert machine.optfs("umount", link).returncode == 0
+    assert mounts.find(machine.point) is None
+
+
+def test_a_mount_whose_process_is_stopped_holds_nobody_up(machine: Machine) -> None:
+    """`status` says so, and `umount --lazy` takes it out of sight."""
+    machine.mount()
+    pid = machine.pid
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        done = machine.optfs("status", machine.point)
+        assert (done.returncode, "silent" in done.stdout) == (1, True)
+        assert machine.optfs("umount", machine.point, "--lazy").returncode == 0
+        assert mounts.find(machine.point) is None
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    assert running.end_of(pid, 30)
+
+
 def test_a_mount_whose_process_was_killed_is_mounted_over(machine: Machine) -> None:
     machine.mount()
     kill(machine)
@@ -259,7 +288,7 @@ def test_exit_codes(machine: Machine) -> None:
     assert failed(machine, point, OPTFS_API_URL="http://127.0.0.1:9/v2")[0] == 4
     assert failed(machine, "--provider", "aws", point, OPTFS_S3_ENDPOINT_URL="http://127.0.0.1:9")[0] == 4
     code, message = failed(machine, point / "missing")
-    assert code == 5
+    assert code == 2
     assert "doesn't exist" in message
 
 

@@ -130,6 +130,9 @@ def test_the_module_runs_as_a_program() -> None:
     [
         (["123", "/mnt", "-o", "ro"], ["mount", "123", "/mnt", "-o", "ro"]),
         (["optfs", "/mnt"], ["mount", "optfs", "/mnt"]),
+        (["123", "/mnt"], ["mount", "123", "/mnt"]),
+        (["/mnt", "-o", "rw"], ["mount", "/mnt", "-o", "rw"]),
+        (["unmount", "/mnt"], ["unmount", "/mnt"]),
         (["mount", "/mnt"], ["mount", "/mnt"]),
         (["cache", "info"], ["cache", "info"]),
         (["--version"], ["--version"]),
@@ -139,6 +142,21 @@ def test_the_module_runs_as_a_program() -> None:
 )
 def test_the_form_in_which_mount_8_calls_a_helper(words: list[str], expected: list[str]) -> None:
     assert arranged(words) == expected
+
+
+def test_a_mistyped_command_is_no_mount(capsys: pytest.CaptureFixture[str]) -> None:
+    """It was taken for an account's name."""
+    assert main(["unmount", "/mnt"]) == 2
+    assert capsys.readouterr().err == "optfs: No such command 'unmount'; did you mean umount?; see optfs --help\n"
+    assert main(["frobnicate", "/mnt"]) == 2
+    assert "did you mean" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", [["mount", ""], ["mount", "optfs", ""], ["umount", ""], ["status", ""]], ids=" ".join)
+def test_an_empty_mount_point_is_not_the_current_folder(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    """An unset variable would hide what is in it."""
+    assert main(words) == 2
+    assert "MOUNTPOINT is empty" in capsys.readouterr().err
 
 
 def test_the_source_names_the_account() -> None:

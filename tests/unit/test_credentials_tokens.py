@@ -191,3 +191,9 @@ def test_no_repr_shows_a_secret() -> None:
     """Reprs end up in logs."""
     assert "top-secret" not in repr(TokenVariable("OPTIMIZELY_PAT", TOKEN))
     assert "hunter2" not in repr(TokenCommand("pass --key hunter2", {"X": "hunter2"}))
+
+
+def test_a_command_runs_where_optfs_was_started(tmp_path: Path) -> None:
+    """Also for a background process, which goes to another folder: relative names in it went wrong there."""
+    (tmp_path / "token").write_text("secret\n")
+    assert TokenCommand("cat token", {"PATH": os.environ["PATH"]}, folder=tmp_path).read() == "secret"

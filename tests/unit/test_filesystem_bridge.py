@@ -253,7 +253,7 @@ def test_a_thread_is_not_believed_after_another_was_told_otherwise() -> None:
 def test_an_entry_that_no_longer_fits_into_a_folders_answer_is_not_told() -> None:
     """The kernel may hold the former version's attributes still."""
     entries = [(name, _file("2")) for name in ("a", "b", "c")]
-    handlers = _handlers(SimpleNamespace(entries=lambda _path: entries, attributes=lambda _path: _file(None)))
+    handlers = _handlers(SimpleNamespace(entries=lambda _path: entries, attributes=lambda _path: _file(None), folder_number=len))
     kernel = handlers.core.kernel = KernelCache(2.0, Clock())
     for name, _ in entries:
         kernel.told(f"/day/{name}", "1", 10, ANN)
@@ -391,10 +391,10 @@ def test_a_mount_point_is_resolved_without_its_last_component(tmp_path: Path) ->
 
 def test_a_mount_point_must_be_an_existing_folder(tmp_path: Path) -> None:
     """Each failure says what to do."""
-    with pytest.raises(errors.MountError, match="mkdir -p"):
+    with pytest.raises(errors.ConfigError, match="mkdir -p"):
         mounting.check_mountpoint(str(tmp_path / "missing"))
     (tmp_path / "file").touch()
-    with pytest.raises(errors.MountError, match="isn't a folder"):
+    with pytest.raises(errors.ConfigError, match="isn't a folder"):
         mounting.check_mountpoint(str(tmp_path / "file"))
     mounting.check_mountpoint(str(tmp_path))
 
@@ -405,6 +405,28 @@ def test_unmounting_what_is_not_mounted_is_one_line(tmp_path: Path) -> None:
         mounts.unmount(tmp_path)
     assert str(tmp_path) in failed.value.message
     assert "\n" not in failed.value.message
+
+
+def test_a_mount_point_given_by_a_link_is_the_folder_that_it_leads_to(tmp_path: Path) -> None:
+    """As the table of mounts has it; a link that leads round in circles ends, too."""
+    folder = tmp_path / "deep" / "folder"
+    folder.mkdir(parents=True)
+    (tmp_path / "link").symlink_to("deep/../deep/folder")
+    (tmp_path / "deep" / "again").symlink_to(tmp_path / "link")
+    (tmp_path / "round").symlink_to("round")
+    wanted = os.path.realpath(folder)
+    assert {mounts.resolve(path) for path in (folder, tmp_path / "link", tmp_path / "deep" / "again")} == {wanted}
+    assert mounts.resolve(tmp_path / "round") == os.path.join(os.path.realpath(tmp_path), "round")  # noqa: PTH118 - a string
+    assert mounts.resolve("/") == "/"
+
+
+def test_a_mount_that_does_not_answer_is_not_dead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its process is stopped, say; whoever asks must not be, too."""
+    released = threading.Event()
+    monkeypatch.setattr(mounts, "ANSWER_SECONDS", 0.05)
+    monkeypatch.setattr(os, "statvfs", lambda _path: released.wait(30))
+    assert not mounts.is_dead(tmp_path)
+    released.set()
 
 
 def test_a_folder_is_not_a_stale_mount(tmp_path: Path) -> None:
@@ -434,6 +456,13 @@ def test_allow_other_needs_leave_unless_root_asks(tmp_path: Path, monkeypatch: p
     config.write_text("")
     monkeypatch.setattr(os, "geteuid", lambda: 0)
     mounting.check_allow_other(config)
+
+
+@pytest.mark.parametrize(("text", "nanos"), [(".123", 123_000_000), (".001", 1_000_000), (".999999", 999_999_000), (".0", 0)])
+def test_times_are_shown_to_the_microsecond_that_the_listing_tells(text: str, nanos: int) -> None:
+    """A float's rounding showed .123 as .122999906, which is .122 to a program that cuts to milliseconds."""
+    shown = _Stat.from_buffer_copy(StatLayout(_Stat).pack(_file("1")._replace(mtime=float(f"1763000000{text}"))))
+    assert (shown.st_mtimespec.tv_sec, shown.st_mtimespec.tv_nsec) == (1_763_000_000, nanos)
 
 
 def test_attributes_are_packed_where_c_expects_them() -> None:

@@ -121,6 +121,31 @@ def test_a_bug_in_the_child_is_told_by_its_kind_without_its_text(tmp_path: Path)
     assert "very-secret" not in done.stdout
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP], ids=lambda number: number.name)
+def test_a_parent_that_is_ended_takes_a_child_with_it_that_is_not_usable_yet(number: signal.Signals, tmp_path: Path) -> None:
+    """As `timeout` and service managers do: the child mounted all the same, later."""
+    program = f"""
+import os, time
+from optfs.service import background
+
+def work(announce):
+    with open({str(tmp_path / "child")!r}, "w") as file:
+        file.write(str(os.getpid()))
+    time.sleep(60)
+    return 0
+
+background.run(work, 60)
+"""
+    parent = subprocess.Popen([sys.executable, "-c", program])
+    for _ in range(1500):
+        if (tmp_path / "child").exists() and (pid := (tmp_path / "child").read_text()):
+            break
+        time.sleep(0.02)
+    parent.send_signal(number)
+    assert parent.wait(30) == 128 + number
+    assert ended(int(pid))
+
+
 def test_a_child_that_ends_before_it_is_usable_is_a_failure() -> None:
     done = run("""
         def work(announce):

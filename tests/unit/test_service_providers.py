@@ -193,6 +193,13 @@ def test_a_token_command_runs_once_for_both_providers(services: Services, monkey
     assert (tmp_path / "runs").read_text() == "run\n"
 
 
+def test_a_token_command_that_fails_at_the_start_is_a_wrong_setting(
+    services: Services, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match="exit code 1; run it by hand"):
+        connect(settings(services, monkeypatch, tmp_path, token_command=f"cat {tmp_path}/none"))
+
+
 def test_the_doctor_finds_everything_in_order_and_tells_each_failure(
     services: Services, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
