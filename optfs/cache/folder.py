@@ -8,7 +8,8 @@ Rules:
 - Blocks are opened relative to a shard's descriptor with O_NOFOLLOW, so that no symbolic link is followed, to read or to write.
 - A block is written to `<name>.tmp` in its shard and renamed: a name either holds a whole block or, after a crash of the machine, something
   that fails its checksum. Nothing is synced.
-- The temporary name follows from the block's, so that what a killed process left is overwritten rather than gathered.
+- The temporary name follows from the block's, so that what a killed process left is overwritten rather than gathered; and while somebody
+  writes a block, nobody else does: two would rename one another's halves.
 
 Threads: any. Descriptors are closed when the last reference goes, so a reader that holds a `Folder` never uses a recycled descriptor.
 """
@@ -29,6 +30,8 @@ BLOCKS = "blocks-v1"
 INDEX = "cache.db"
 """The name that diskcache gives it."""
 TEMPORARY = ".tmp"
+IN_FLIGHT = 60.0
+"""Seconds after which a block that is being written is taken for one that a killed process left."""
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 # Without O_NONBLOCK, opening a FIFO that somebody planted would hang.
@@ -93,8 +96,13 @@ class Folder:
         """
         return os.open(name, _READ, dir_fd=self._shard(name))
 
-    def write(self, name: str, parts: Sequence[bytes | memoryview]) -> None:
-        """Write a block.
+    def is_in_flight(self, name: str, now: float) -> bool:
+        """Return whether somebody is writing a block; `now`: seconds since the epoch."""
+        writing = self.stat(name + TEMPORARY)
+        return writing is not None and stat.S_ISREG(writing.st_mode) and abs(now - writing.st_mtime) <= IN_FLIGHT
+
+    def write(self, name: str, parts: Sequence[bytes | memoryview], now: float) -> bool:
+        """Write a block; return False, having done nothing, when somebody else is writing it. `now`: seconds since the epoch.
 
         Raises:
             OSError: the disk fails; nothing is left of the block.
@@ -102,9 +110,15 @@ class Folder:
         """
         shard = self._shard(name)
         temporary = name + TEMPORARY
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(temporary, dir_fd=shard)
-        fd = os.open(temporary, _WRITE, 0o600, dir_fd=shard)
+        if self.is_in_flight(name, now):
+            return False
+        self.unlink(temporary)
+        try:
+            fd = os.open(temporary, _WRITE, 0o600, dir_fd=shard)
+        except FileExistsError:
+            if self.is_in_flight(name, now):  # begun since
+                return False
+            raise
         try:
             try:
                 _write_all(fd, parts)
@@ -115,16 +129,20 @@ class Folder:
             with contextlib.suppress(OSError):
                 os.unlink(temporary, dir_fd=shard)
             raise
+        return True
 
-    def unlink(self, name: str) -> None:
-        """Remove a block (or whatever has this name in its shard); it may be gone already.
+    def unlink(self, name: str) -> bool:
+        """Remove a block (or whatever has this name in its shard); return False where it is gone already.
 
         Raises:
             OSError: the disk fails.
 
         """
-        with contextlib.suppress(FileNotFoundError):
+        try:
             os.unlink(name, dir_fd=self._shard(name))
+        except FileNotFoundError:
+            return False
+        return True
 
     def unlink_in(self, shard: int, name: str) -> bool:
         """Remove whatever has this name in a shard, if that can be done; return whether it was."""

@@ -10,7 +10,8 @@ its counters kept by triggers, least-recently-used order and transactions. It is
 
 Rules:
 - Rows come before files and go after them, so that the rows' sum is never less than what lies on the disk; evicted files are removed
-  inside the transaction that removes their rows.
+  inside the transaction that removes their rows. A row whose file is yet to come isn't evicted: its room is promised. A row is forgotten
+  only where its file is missing: another process may have written it anew.
 - No WAL and no memory map: with either, somebody who cuts the file kills the process (SIGBUS).
 - Nothing is synced: a cache may lose its index when the machine stops. It is checked when opened, its counters are counted anew, and rows
   that aren't ours are dropped. What is damaged is made anew, and the files are taken in again by their names.
@@ -31,7 +32,7 @@ from typing import Any, NoReturn, TypeVar
 import diskcache
 
 from optfs.cache.blockfile import SHARDS, parse_name
-from optfs.cache.folder import INDEX, Folder
+from optfs.cache.folder import IN_FLIGHT, INDEX, Folder
 from optfs.errors import ConfigError
 
 T = TypeVar("T")
@@ -179,8 +180,18 @@ class BlockIndex(diskcache.Cache):  # type: ignore[misc]  # diskcache has no typ
         """Remove all rows; within `run`."""
         self._sql("DELETE FROM Cache")
 
-    def evict(self, wanted: int) -> tuple[int, int]:
-        """Remove the least recently used blocks until `wanted` bytes are free, or none is left; within `run`.
+    def forget_missing(self, names: Iterable[str]) -> None:
+        """Remove rows of blocks that have no file; within `run`."""
+        self.remove([name for name in names if self._folder.stat(name) is None])
+
+    def drop_unknown(self, names: Iterable[str]) -> None:
+        """Remove files of blocks that have no row; within `run`."""
+        for name in names:
+            if not self.has(name):
+                self._folder.unlink(name)
+
+    def evict(self, wanted: int, now: float) -> tuple[int, int]:
+        """Remove the least recently used blocks until `wanted` bytes are free, or none is left; within `run`. `now`: seconds since the epoch.
 
         Returns:
             How many bytes were freed, and how many blocks went.
@@ -189,14 +200,17 @@ class BlockIndex(diskcache.Cache):  # type: ignore[misc]  # diskcache has no typ
             OSError: a file can't be removed.
 
         """
-        freed = gone = 0
+        freed = gone = promised = 0
         while freed < wanted:
-            victims = self._sql("SELECT rowid, key, size FROM Cache ORDER BY access_time LIMIT ?", (_VICTIMS,)).fetchall()
+            # Those that are passed over stay the first in this order.
+            query = "SELECT rowid, key, size, store_time FROM Cache ORDER BY access_time, rowid LIMIT ? OFFSET ?"
+            victims = self._sql(query, (_VICTIMS, promised)).fetchall()
             if not victims:
                 break
-            for rowid, name, size in victims:
-                if parse_name(name):
-                    self._folder.unlink(name)
+            for rowid, name, size, stored in victims:
+                if parse_name(name) and not self._folder.unlink(name) and abs(now - stored) <= IN_FLIGHT:
+                    promised += 1
+                    continue
                 self._sql("DELETE FROM Cache WHERE rowid = ?", (rowid,))
                 freed += size
                 gone += 1

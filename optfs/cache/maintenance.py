@@ -19,15 +19,12 @@ from pathlib import Path
 from typing import TypeVar
 
 from optfs.cache import blockfile
-from optfs.cache.folder import TEMPORARY, Folder, open_folder, read_block
+from optfs.cache.folder import IN_FLIGHT, TEMPORARY, Folder, open_folder, read_block
 from optfs.cache.index import BlockIndex, is_damage, open_index, remove_index
 from optfs.cache.room import charge
 from optfs.errors import ServiceError
 
 T = TypeVar("T")
-
-IN_FLIGHT = 60.0
-"""Seconds after which a row whose file hasn't come is taken for one that a killed process left."""
 
 
 @dataclass(frozen=True, slots=True)

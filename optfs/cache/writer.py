@@ -1,8 +1,8 @@
 """The thread `cache-writer`: the only one of a mount that uses the index, writes blocks and evicts.
 
 For each batch: uses and losses go into the index; then one transaction makes room and adds the rows of all blocks; then their files are
-written, which nobody else waits for; then rows of what couldn't be written are taken back, and files whose rows another process evicted
-meanwhile are removed.
+written, which nobody else waits for; then rows of what couldn't be written are taken back, and files whose rows another process removed
+meanwhile go, too.
 
 A new index (or one that was damaged) is filled from the files' names before anything is added, so that the limit holds. The folder is swept
 once after the start, a shard at a time, between batches.
@@ -21,11 +21,11 @@ from pathlib import Path
 
 from optfs.cache import room
 from optfs.cache.blockfile import SHARDS, block_name, encode_header, header_length, identity
-from optfs.cache.folder import TEMPORARY, Folder, open_folder
+from optfs.cache.folder import Folder, open_folder
 from optfs.cache.handover import Batch, Handover
 from optfs.cache.health import Health
 from optfs.cache.index import BlockIndex, open_index
-from optfs.cache.maintenance import IN_FLIGHT, adopt, sweep_shard
+from optfs.cache.maintenance import adopt, sweep_shard
 from optfs.cache.protocol import BlockKey
 from optfs.errors import ConfigError
 
@@ -162,7 +162,7 @@ class Writer:
     def _note(self, index: BlockIndex, batch: Batch) -> None:
         for start in range(0, len(batch.gone), _ROWS_AT_ONCE):
             gone = batch.gone[start : start + _ROWS_AT_ONCE]
-            index.run(lambda gone=gone: index.remove(gone))  # type: ignore[misc]  # mypy can't infer a lambda with a default
+            index.run(lambda gone=gone: index.forget_missing(gone))  # type: ignore[misc]  # mypy can't infer a lambda with a default
         for start in range(0, len(batch.uses), _ROWS_AT_ONCE):
             uses = batch.uses[start : start + _ROWS_AT_ONCE]
             index.run(lambda uses=uses: index.touch(uses))  # type: ignore[misc]  # as above
@@ -188,20 +188,20 @@ class Writer:
             while offered and not self._handover.overdue():
                 name = next(iter(offered))
                 block = offered[name]
-                folder.write(name, (encode_header(block.key, block.data), block.data))
+                done = folder.write(name, (encode_header(block.key, block.data), block.data), self._wall())
                 del block, offered[name]
-                written.append(name)
-                self._handover.release(_length(name), written=True)
+                if done:
+                    written.append(name)
+                self._handover.release(_length(name), written=done)
         finally:
             # What the disk failed to hold, or there was no time for, is taken back.
             for name in offered:
                 self._handover.release(_length(name), written=False)
             if offered and reserved:
                 with contextlib.suppress(sqlite3.Error):
-                    index.run(lambda: index.remove(offered))
-        for name in written:
-            if not index.has(name):
-                folder.unlink(name)
+                    index.run(lambda: index.forget_missing(offered))
+        if written:
+            index.run(lambda: index.drop_unknown(written))
 
     def _reserve(self, folder: Folder, index: BlockIndex, blocks: list[_Block]) -> set[str]:
         """Make room, add the rows of what fits, and return the names to write; within a transaction."""
@@ -214,7 +214,7 @@ class Writer:
         while blocks and new > largest:  # not even an empty cache would hold them
             new -= blocks.pop().cost
         wanted = room.to_evict(new=new, **bounds)
-        freed, gone = index.evict(wanted) if wanted else (0, 0)
+        freed, gone = index.evict(wanted, self._wall()) if wanted else (0, 0)
         lacking = wanted - freed
         while blocks and lacking > 0:
             cost = blocks.pop().cost
@@ -227,10 +227,7 @@ class Writer:
     def _wanted(self, folder: Folder, index: BlockIndex, name: str) -> bool:
         if not index.has(name):
             return True
-        if folder.stat(name) is not None:
-            return False
-        writing = folder.stat(name + TEMPORARY)
-        return writing is None or abs(self._wall() - writing.st_mtime) > IN_FLIGHT
+        return folder.stat(name) is None and not folder.is_in_flight(name, self._wall())
 
     def _space(self, folder: Folder) -> tuple[int, int]:
         if self._limits.statvfs is not None:

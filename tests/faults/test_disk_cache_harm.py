@@ -327,11 +327,11 @@ def test_a_block_that_another_mount_evicts_while_it_is_written_leaves_no_file(fi
     assert cache.flush(WAIT)
     write = Folder.write
 
-    def evict_first(self: Folder, name: str, parts: Sequence[bytes | memoryview]) -> None:
+    def evict_first(self: Folder, name: str, parts: Sequence[bytes | memoryview], now: float) -> bool:
         with contextlib.closing(sqlite3.connect(index_of(filled))) as other:
             other.execute("DELETE FROM Cache WHERE key = ?", (name,))
             other.commit()
-        write(self, name, parts)
+        return write(self, name, parts, now)
 
     monkeypatch.setattr(Folder, "write", evict_first)
     fill(cache, block_key(100))

@@ -163,7 +163,7 @@ def test_put_waits_for_no_stuck_disk_and_holds_no_more_than_the_backlog(tmp_path
     """While the disk is stuck, blocks beyond the backlog are dropped, and those within are written later."""
     stuck = threading.Event()
     write = Folder.write
-    monkeypatch.setattr(Folder, "write", lambda self, name, parts: (stuck.wait(WAIT), write(self, name, parts))[1])
+    monkeypatch.setattr(Folder, "write", lambda self, name, parts, now: (stuck.wait(WAIT), write(self, name, parts, now))[1])
     cache = make_cache(tmp_path, backlog=2 * BLOCK)
     keys = [block_key(number) for number in range(4)]
     for key in keys:
@@ -182,10 +182,10 @@ def test_a_block_offered_twice_counts_once(tmp_path: Path, monkeypatch: pytest.M
     stuck, reached = threading.Event(), threading.Event()
     write = Folder.write
 
-    def stick(self: Folder, name: str, parts: Sequence[bytes | memoryview]) -> None:
+    def stick(self: Folder, name: str, parts: Sequence[bytes | memoryview], now: float) -> bool:
         reached.set()
         stuck.wait(WAIT)
-        write(self, name, parts)
+        return write(self, name, parts, now)
 
     monkeypatch.setattr(Folder, "write", stick)
     cache = make_cache(tmp_path, backlog=3 * BLOCK)
@@ -308,7 +308,7 @@ def test_close_does_not_wait_for_a_stuck_disk(tmp_path: Path, monkeypatch: pytes
     """A write that hangs doesn't hang the end of the mount."""
     stuck, reached = threading.Event(), threading.Event()
 
-    def hang(self: Folder, name: str, parts: object) -> None:
+    def hang(self: Folder, name: str, parts: object, now: float) -> None:
         reached.set()
         stuck.wait(WAIT)
 
