@@ -58,9 +58,9 @@ def lines(mount: Document) -> list[str]:
         ),
         f"  blocks      {blocks['memory_hits']} from memory, {blocks['disk_hits']} from the cache, {blocks['misses']} from the network",
     ]
-    failing = mount["listings"]["failing"]
-    if failing:
-        shown.append(f"  listings    {' and '.join(failing)} can't be listed now; what was last seen is shown")
+    for state, words in (("failing", "can't be listed now"), ("refusing", "refuses listings")):
+        if providers := mount["listings"][state]:
+            shown.append(f"  listings    {' and '.join(providers)} {words}; what was last seen is shown")
     return shown
 
 

@@ -138,6 +138,7 @@ def choose(outcomes: Mapping[Provider, Outcome]) -> list[Connected]:
     used = [outcome for outcome in answered if outcome.has_data] or answered
     for outcome in answered:
         if outcome not in used:
+            logger.info("%s holds nothing of this account and is left out; the next mount looks again", NAMES[outcome.provider])
             outcome.close()
     return used
 

@@ -63,6 +63,7 @@ class CatalogStatistics:
         prefetched: listings made ahead of need.
         left_out: keys that no file system can show, as far as warned about.
         failing: stores whose last listing failed.
+        refusing: stores that refused the last one, though others may be allowed.
 
     """
 
@@ -76,6 +77,7 @@ class CatalogStatistics:
     prefetched: int
     left_out: int
     failing: tuple[Provider, ...]
+    refusing: tuple[Provider, ...]
 
 
 class _Flight:
@@ -138,6 +140,7 @@ class HeldListings:
         self._flights: dict[str, _Flight] = {}
         self._retrying: set[str] = set()
         self._failing: set[Provider] = set()
+        self._refusing: set[Provider] = set()  # stores that refused the last listing
         self._warned: set[str] = set()
         self._objects = 0
         self._pages = self._failures = self._hits = self._stale = self._prefetched = 0
@@ -173,6 +176,7 @@ class HeldListings:
                 prefetched=self._prefetched,
                 left_out=len(self._warned),
                 failing=tuple(sorted(self._failing)),
+                refusing=tuple(sorted(self._refusing)),
             )
 
     def close(self) -> None:
@@ -286,10 +290,12 @@ class HeldListings:
     def _land(self, flight: _Flight, unit: str) -> None:
         """Take a flight's result into what is held."""
         refused = False
+        partly: Mapping[Provider, str] = {}
         with self._lock:
             del self._flights[unit]
             held = self._held.get(unit)
             if flight.listing is not None:
+                partly = {name: why for name, why in flight.listing.refused.items() if held is None or name not in held.listing.refused}
                 self._objects += flight.listing.objects - (0 if held is None else held.listing.objects)
                 self._held[unit] = _Held(flight.listing, flight.listing.asked_at)
                 self._held.move_to_end(unit)
@@ -300,6 +306,8 @@ class HeldListings:
                     refused, held.denied = not held.denied, True
         if refused and isinstance(flight.error, OptfsError):
             logger.warning("%a can't be listed any more: %s; showing what was last seen (%s)", unit, flight.error, flight.error.detail)
+        for provider, why in partly.items():
+            logger.warning("%a can't be listed any more on %s, of which is shown what was last seen: %s", unit, provider, why)
 
     def _evict(self) -> None:
         """Drop the least recently used listings while too much is held. Empty ones count as one object. Called with the lock."""
@@ -341,8 +349,11 @@ class HeldListings:
                 self._pages += 1
                 changed = provider in self._failing
                 self._failing.discard(provider)
+                self._refusing.discard(provider)
             else:
                 self._failures += 1
+                if isinstance(error, AccessDenied):
+                    self._refusing.add(provider)
                 changed = not isinstance(error, AccessDenied) and provider not in self._failing
                 if changed:
                     self._failing.add(provider)

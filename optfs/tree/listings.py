@@ -7,6 +7,8 @@ Rules for two stores, while the export moves from S3 to GCS:
 - A date comes from exactly one store, so that nothing is counted twice: from the one that has completed it (`_SUCCESS`), GCS before S3
   where that doesn't decide. S3 isn't even asked for a date that GCS has completed.
 - A store that fails makes the whole unit fail: half a tree would look like a whole one. `Catalog` then shows the former listing.
+- A store that refuses us contributes to a level what it was last seen to hold, so that what is new on the other one appears: S3 will refuse
+  everybody one day. For a level that was never seen, and for dates, the rule above holds.
 
 All pages are fetched before the folder is made; they are requested one after the other, since each names the next. No lock is held here.
 """
@@ -14,7 +16,7 @@ All pages are fetched before the folder is made; they are requested one after th
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from optfs.errors import InvalidResponse, OptfsError
+from optfs.errors import AccessError, InvalidResponse, OptfsError
 from optfs.stores.protocol import Store
 from optfs.tree import layout
 from optfs.tree.folders import Built, File, Folder, build_level, build_subtree, files_from, folder_mtime, unite_levels
@@ -44,6 +46,7 @@ class Listing:
         asked_at: when the first request began, by the monotonic clock.
         left_out: keys that no file system can show.
         foreign: keys that the store gave though they weren't asked for.
+        refused: stores that refused it, and with which words; what they were last seen to hold is in it.
 
     """
 
@@ -58,6 +61,7 @@ class Listing:
     left_out: Sequence[str]
     foreign: Sequence[str]
     dates: tuple[str, ...]
+    refused: Mapping[Provider, str]
 
 
 class Lister:
@@ -91,10 +95,13 @@ class Lister:
         known = {} if old is None else {file.info.key: file for file in files_from(old.folder, ())}
         path = f"/{self.account}/{unit}"[:-1]
         owners: dict[str, tuple[Provider, ...]] = {}
+        refused: dict[Provider, str] = {}
         if layout.is_flat(unit):
             built = self._date(unit, path, providers, known, deadline)
         else:
-            built = self._level(unit, path, providers, known, owners, deadline)
+            levels = self._levels(unit, path, providers, known, old, refused, deadline)
+            owners = self._owners(levels)
+            built = unite_levels(list(levels.values())) if len(levels) > 1 else levels[providers[0]]
         folder = built.folder
         return Listing(
             unit=unit,
@@ -108,6 +115,7 @@ class Lister:
             left_out=built.left_out,
             foreign=built.foreign,
             dates=layout.dates_among(node.name for node in folder.nodes or () if isinstance(node, Folder)) if layout.is_type(unit) else (),
+            refused=refused,
         )
 
     def _date(self, unit: str, path: str, providers: Sequence[Provider], known: Mapping[str, File], deadline: Deadline) -> Built:
@@ -124,28 +132,50 @@ class Lister:
             raise ValueError("no store was asked for")
         return best
 
-    def _level(
+    def _levels(
         self,
         unit: str,
         path: str,
         providers: Sequence[Provider],
         known: Mapping[str, File],
-        owners: dict[str, tuple[Provider, ...]],
+        old: Listing | None,
+        refused: dict[Provider, str],
         deadline: Deadline,
-    ) -> Built:
-        levels = []
-        for provider in providers:
+    ) -> dict[Provider, Built]:
+        """Return one level of each store, in order of preference; note in `refused` those whose is what was last seen."""
+        levels: dict[Provider, Built] = {}
+        for place, provider in enumerate(providers):
             prefix = self._stores[provider].root.prefix + unit
-            page = self._pages(provider, prefix, "/", deadline)
-            levels.append(build_level(path, self._started, prefix, page, known))
+            try:
+                page = self._pages(provider, prefix, "/", deadline)
+            except AccessError as error:
+                refused[provider] = f"{error.message} ({error.detail})"
+                if old is None or place + 1 == len(refused) == len(providers):  # nobody gave an answer
+                    raise
+                levels[provider] = self._last_seen(old, provider)
+            else:
+                levels[provider] = build_level(path, self._started, prefix, page, known)
+        return levels
+
+    def _owners(self, levels: Mapping[Provider, Built]) -> dict[str, tuple[Provider, ...]]:
+        """Return which stores hold a folder, for those that not all do."""
+        owners: dict[str, tuple[Provider, ...]] = {}
         if len(self.providers) > 1:
-            for provider, built in zip(providers, levels, strict=True):
+            for provider, built in levels.items():
                 for node in built.folder.nodes or ():
                     if isinstance(node, Folder):
                         owners[node.name] = (*owners.get(node.name, ()), provider)
-            for name in [name for name, held_by in owners.items() if held_by == self.providers]:
-                del owners[name]
-        return levels[0] if len(levels) == 1 else unite_levels(levels)
+        return {name: held_by for name, held_by in owners.items() if held_by != self.providers}
+
+    def _last_seen(self, old: Listing, provider: Provider) -> Built:
+        """Return what a former listing of a level has from one store."""
+        nodes = []
+        for node in old.folder.nodes or ():
+            held_by = (node.info.provider,) if isinstance(node, File) else old.owners.get(node.name, self.providers)
+            if provider in held_by:
+                nodes.append(node)
+        folder = Folder(old.folder.path, old.folder.mtime, tuple(nodes))
+        return Built(folder, exists=bool(nodes), objects=sum(isinstance(node, File) for node in nodes))
 
     def _pages(self, provider: Provider, prefix: str, delimiter: str | None, deadline: Deadline) -> ListPage:
         """Return all pages as one."""

@@ -283,6 +283,10 @@ def test_a_refused_prefix_does_not_make_the_others_look_failing(caplog: pytest.L
         rig.run_jobs()
     assert len(caplog.records) == 1
     assert rig.catalog.statistics().failing == ()
+    assert rig.catalog.statistics().refusing == ("gcp",)
+    rig.now += 61
+    rig.names("type=b")
+    assert rig.catalog.statistics().refusing == ()
 
 
 def test_few_tries_at_once_run_against_a_failing_store() -> None:

@@ -1,10 +1,12 @@
 """One tree of two stores: nothing counted twice, nothing silently missing."""
 
+import logging
+
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from optfs.errors import AccessDenied, OptfsError, ServiceUnavailable
+from optfs.errors import AccessDenied, NoExport, OptfsError, ServiceUnavailable
 from optfs.tree.catalog import Catalog
 from optfs.tree.folders import File, Folder
 from optfs.values import AccountRoot
@@ -80,6 +82,56 @@ def test_half_a_tree_is_never_shown_as_a_whole_one(failing: str, error: OptfsErr
     store.error = error
     rig.now += 61
     assert rig.names("type=a") == whole
+
+
+def _refused(*_unit: str) -> None:
+    raise AccessDenied("refused", detail="request 3")
+
+
+@pytest.mark.parametrize("error", [AccessDenied("refused"), NoExport("ended")], ids=["store", "api"])
+def test_what_is_new_on_one_store_appears_though_the_other_refuses_us(error: OptfsError, caplog: pytest.LogCaptureFixture) -> None:
+    """S3 will refuse everybody one day: the days that it alone was seen to hold stay in sight, and it is warned of once."""
+    rig, aws, gcp = _rig(["type=a/date=2026-05-01/s", "type=a/date=2026-10-20/s", "type=old/x"], ["type=a/date=2026-10-20/g"])
+    assert rig.names() == ["type=a", "type=old"]
+    assert rig.names("type=a") == ["date=2026-05-01", "date=2026-10-20"]
+    aws.error = error
+    gcp.put("type=a/date=2026-10-21/g")
+    gcp.put("type=a/date=2026-10-21/_SUCCESS")
+    gcp.put("type=new/x")
+    with caplog.at_level(logging.WARNING, "optfs.tree.held"):
+        for _ in range(3):
+            rig.now += 61
+            rig.names("type=a")
+            rig.names()
+            rig.run_jobs()
+    assert rig.names("type=a") == ["date=2026-05-01", "date=2026-10-20", "date=2026-10-21"]
+    assert rig.names() == ["type=a", "type=new", "type=old"]
+    assert rig.names("type=a/date=2026-10-21") == ["_SUCCESS", "g"]
+    with pytest.raises(type(error)):
+        rig.names("type=a/date=2026-05-01")
+    told = [record.getMessage() for record in caplog.records]
+    assert len([line for line in told if line.startswith("'type=a/' can't be listed any more on aws")]) == 1
+    aws.error = None
+    del gcp.objects["type=a/date=2026-10-20/g"]
+    rig.now += 61
+    rig.names("type=a/date=2026-05-01")
+    rig.run_jobs()
+    rig.now += 61
+    assert rig.names("type=a/date=2026-05-01") == ["s"]
+
+
+def test_a_level_that_both_refuse_goes_on_being_shown_as_it_was() -> None:
+    """And one that was never seen isn't shown by half."""
+    rig, aws, gcp = _rig(["type=a/date=2026-05-01/s"], ["type=a/date=2026-10-20/g"])
+    assert rig.names() == ["type=a"]
+    aws.gate = _refused
+    with pytest.raises(AccessDenied):
+        rig.names("type=a")
+    gcp.gate = _refused
+    rig.now += 61
+    assert rig.names() == ["type=a"]
+    with pytest.raises(AccessDenied):
+        rig.names("type=a")
 
 
 def test_a_day_that_gcs_completed_stays_readable_while_s3_fails() -> None:
