@@ -52,7 +52,7 @@ def info(settings: config.Config) -> None:
         return
     found = inspect_cache(settings.cache_dir)
     click.echo(f"{settings.cache_dir}: {found.blocks} blocks, {size(found.data)} of data, {size(found.size)} on the disk")
-    click.echo(f"limit {size(settings.cache_size)}")
+    click.echo(f"limit {size(settings.cache_size)}, by the settings of this command")
     if found.oldest is not None and found.newest is not None:
         click.echo(f"oldest block {_moment(found.oldest)}, newest {_moment(found.newest)}")
 
