@@ -93,6 +93,31 @@ def test_a_listing_that_shows_a_version_that_is_gone_is_made_anew_when_it_is_nee
     assert store.units().count(f"{OLD}/") == 2
 
 
+def test_a_store_that_goes_on_listing_what_it_does_not_give_is_asked_once() -> None:
+    """Each try to read such an object would list its whole day."""
+    store = MemoryStore(keys=[f"{OLD}/e/a", f"{OLD}/_SUCCESS"])
+    rig = Rig([store])
+    for _ in range(5):
+        rig.now += 1
+        file = rig.lookup(f"{OLD}/e/a")
+        assert isinstance(file, File)
+        rig.catalog.gone(file.info)
+    assert store.units().count(f"{OLD}/") == 2
+    rig.now += 60
+    rig.catalog.gone(file.info)
+    rig.lookup(f"{OLD}/e/a")
+    assert store.units().count(f"{OLD}/") == 3
+    store.put(f"{OLD}/e/a", version="v2")
+    rig.now += 3601
+    changed = rig.lookup(f"{OLD}/e/a")
+    assert isinstance(changed, File)
+    store.put(f"{OLD}/e/a", version="v3")
+    rig.catalog.gone(changed.info)
+    again = rig.lookup(f"{OLD}/e/a")
+    assert isinstance(again, File)
+    assert again.info.version == "v3"
+
+
 def test_while_a_store_fails_a_listing_known_to_be_outdated_goes_on_being_shown() -> None:
     """As others do; it is made anew when the store is back."""
     store = MemoryStore(keys=[f"{OLD}/e/a", f"{OLD}/_SUCCESS"])
