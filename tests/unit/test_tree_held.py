@@ -97,11 +97,12 @@ def test_a_store_that_goes_on_listing_what_it_does_not_give_is_asked_once() -> N
     """Each try to read such an object would list its whole day."""
     store = MemoryStore(keys=[f"{OLD}/e/a", f"{OLD}/_SUCCESS"])
     rig = Rig([store])
+    file = rig.lookup(f"{OLD}/e/a")
+    assert isinstance(file, File)
     for _ in range(5):
-        rig.now += 1
-        file = rig.lookup(f"{OLD}/e/a")
-        assert isinstance(file, File)
         rig.catalog.gone(file.info)
+        rig.now += 1
+        rig.lookup(f"{OLD}/e/a")
     assert store.units().count(f"{OLD}/") == 2
     rig.now += 60
     rig.catalog.gone(file.info)
