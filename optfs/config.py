@@ -77,7 +77,7 @@ class Config:
     log_format: LogFormat
     metrics: Address | None
     folder: Path
-    """Where optfs was started, and where the token's command runs. Not a setting."""
+    """Where the token's command runs: where optfs was started, `/` where that is no place any more. Not a setting."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,7 +235,14 @@ def load(
     values["cache_dir"] = values["cache_dir"] or default_cache_dir()
     values["uid"] = os.getuid() if values["uid"] is None else values["uid"]
     values["gid"] = os.getgid() if values["gid"] is None else values["gid"]
-    return Config(**values, folder=Path.cwd())
+    return Config(**values, folder=_here())
+
+
+def _here() -> Path:
+    try:
+        return Path.cwd()
+    except OSError:  # it was removed
+        return Path("/")
 
 
 def default_cache_dir() -> Path:

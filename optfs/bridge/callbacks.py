@@ -4,16 +4,21 @@ The bindings would make them by ctypes, which has no answer for a call that does
 arguments, C gets what lies in the place of the result, and a program a file that ends too early. cffi puts an error there. It also keeps
 what the interpreter knows of a thread for as long as the thread lives, which takes memory and time at each call otherwise.
 
+Where memory that can be both written and run is forbidden, which cffi needs, ctypes makes them after all.
+
 Rules: the bindings' own tables say which operations there are, and with which arguments; pointers arrive as numbers, 0 for NULL.
 """
 
 import ctypes
 import errno
+import logging
 import os
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import cffi
+
+logger = logging.getLogger(__name__)
 
 Callback = Callable[..., int | None]
 
@@ -55,19 +60,38 @@ def fill(table: ctypes.Structure, functions: Mapping[str, Callback]) -> list[obj
     fields: Any = type(table)._fields_
     for name, prototype, *_ in fields:
         if name in functions:
-            error = (
-                _UNANSWERED if prototype._restype_ in _SIGNED else 0
-            )  # a pointer, which `init` alone returns, and libfuse doesn't look at
-            function: Any = _ffi.callback(declaration(prototype), functions[name], error=error, onerror=_say_nothing)
+            try:
+                function, address = _by_cffi(prototype, functions[name])
+            except MemoryError:
+                logger.info("memory that can be written and run is forbidden here; without any memory, answers to programs may be wrong")
+                function, address = _by_ctypes(prototype, functions[name])
             made.append(function)
-            setattr(table, name, prototype(int(_ffi.cast("uintptr_t", function))))
+            setattr(table, name, prototype(address))
     return made
+
+
+def _by_cffi(prototype: Any, function: Callback) -> tuple[object, int]:
+    """Return a function of C and its address; MemoryError where systemd's MemoryDenyWriteExecute or SELinux forbids what cffi does."""
+    error = _UNANSWERED if prototype._restype_ in _SIGNED else 0  # a pointer, which `init` alone returns, and libfuse doesn't look at
+    made: Any = _ffi.callback(declaration(prototype), function, error=error, onerror=_say_nothing)
+    return made, int(_ffi.cast("uintptr_t", made))
+
+
+def _by_ctypes(prototype: Any, function: Callback) -> tuple[object, int]:
+    """Return the same, made by ctypes: less sure, but allowed everywhere."""
+    plain = [argument if _is_number(argument) else ctypes.c_void_p for argument in prototype._argtypes_]
+    made = ctypes.CFUNCTYPE(prototype._restype_, *plain)(lambda *arguments: function(*[argument or 0 for argument in arguments]))
+    return made, ctypes.cast(made, ctypes.c_void_p).value or 0
 
 
 def declaration(prototype: Any) -> str:
     """Return a ctypes prototype in C, with numbers for pointers."""
     arguments = ", ".join(_type(argument) for argument in prototype._argtypes_)
     return f"{_type(prototype._restype_)}({arguments})"
+
+
+def _is_number(ctype: Any) -> bool:
+    return ctype in _SIGNED or ctype in _UNSIGNED
 
 
 def _type(ctype: Any) -> str:

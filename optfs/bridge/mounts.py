@@ -83,15 +83,15 @@ def resolve(mountpoint: str | os.PathLike[str]) -> str:
     """Return the path as the table has it, without touching the mount itself, which may be dead."""
     path = os.path.abspath(os.fspath(mountpoint))  # noqa: PTH100 - Path.resolve would ask the mount itself
     for _ in range(_MOST_LINKS):
-        parent, name = os.path.split(path)
-        if not name:
-            break
+        parent, name = os.path.split(path.rstrip("/") or "/")
+        if name in {"", ".", ".."}:
+            return os.path.realpath(path)
         path = os.path.join(os.path.realpath(parent), name)  # noqa: PTH118 - names may be odd bytes; a string it stays
         try:
             target = os.readlink(path)  # noqa: PTH115 - as above; a mount point is no link, and isn't asked
         except OSError:
             break
-        path = os.path.normpath(os.path.join(os.path.dirname(path), target))  # noqa: PTH118, PTH120
+        path = os.path.join(os.path.dirname(path), target)  # noqa: PTH118, PTH120 - as above
     return path
 
 
@@ -106,8 +106,12 @@ def is_dead(mountpoint: str | os.PathLike[str]) -> bool:
             dead.append(error.errno in (errno.ENOTCONN, errno.ECONNABORTED))
 
     thread = threading.Thread(target=look, daemon=True)  # left behind where the process is stopped: nothing else ends such a wait
-    thread.start()
-    thread.join(ANSWER_SECONDS)
+    try:
+        thread.start()
+    except RuntimeError:  # no memory for one more
+        look()
+    else:
+        thread.join(ANSWER_SECONDS)
     return dead == [True]
 
 

@@ -102,7 +102,7 @@ class Folder:
         return writing is not None and stat.S_ISREG(writing.st_mode) and abs(now - writing.st_mtime) <= IN_FLIGHT
 
     def write(self, name: str, parts: Sequence[bytes | memoryview], now: float) -> bool:
-        """Write a block; return False, having done nothing, when somebody else is writing it. `now`: seconds since the epoch.
+        """Write a block; return False when it is left to somebody else who is writing it. `now`: seconds since the epoch.
 
         Raises:
             OSError: the disk fails; nothing is left of the block.
@@ -120,16 +120,25 @@ class Folder:
                 return False
             raise
         try:
-            try:
-                _write_all(fd, parts)
-            finally:
-                os.close(fd)
+            _write_all(fd, parts)
+            # Whoever was stopped for a while may find that it was taken for dead, and that the name is another one's by now.
+            if not self._is(temporary, fd):
+                return False
             os.rename(temporary, name, src_dir_fd=shard, dst_dir_fd=shard)
+        except FileNotFoundError:
+            return False
         except OSError:
-            with contextlib.suppress(OSError):
-                os.unlink(temporary, dir_fd=shard)
+            if self._is(temporary, fd):
+                with contextlib.suppress(OSError):
+                    os.unlink(temporary, dir_fd=shard)
             raise
+        finally:
+            os.close(fd)
         return True
+
+    def _is(self, name: str, fd: int) -> bool:
+        found = self.stat(name)
+        return found is not None and _inode(found) == _inode(os.fstat(fd))
 
     def unlink(self, name: str) -> bool:
         """Remove a block (or whatever has this name in its shard); return False where it is gone already.

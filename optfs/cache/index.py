@@ -180,9 +180,9 @@ class BlockIndex(diskcache.Cache):  # type: ignore[misc]  # diskcache has no typ
         """Remove all rows; within `run`."""
         self._sql("DELETE FROM Cache")
 
-    def forget_missing(self, names: Iterable[str]) -> None:
-        """Remove rows of blocks that have no file; within `run`."""
-        self.remove([name for name in names if self._folder.stat(name) is None])
+    def forget_missing(self, names: Iterable[str], now: float) -> None:
+        """Remove rows of blocks that have no file, and that nobody is writing `now` (seconds since the epoch); within `run`."""
+        self.remove([name for name in names if self._folder.stat(name) is None and not self._folder.is_in_flight(name, now)])
 
     def drop_unknown(self, names: Iterable[str]) -> None:
         """Remove files of blocks that have no row; within `run`."""

@@ -162,7 +162,7 @@ class Writer:
     def _note(self, index: BlockIndex, batch: Batch) -> None:
         for start in range(0, len(batch.gone), _ROWS_AT_ONCE):
             gone = batch.gone[start : start + _ROWS_AT_ONCE]
-            index.run(lambda gone=gone: index.forget_missing(gone))  # type: ignore[misc]  # mypy can't infer a lambda with a default
+            index.run(lambda gone=gone: index.forget_missing(gone, self._wall()))  # type: ignore[misc]  # mypy can't infer a lambda with a default
         for start in range(0, len(batch.uses), _ROWS_AT_ONCE):
             uses = batch.uses[start : start + _ROWS_AT_ONCE]
             index.run(lambda uses=uses: index.touch(uses))  # type: ignore[misc]  # as above
@@ -199,7 +199,7 @@ class Writer:
                 self._handover.release(_length(name), written=False)
             if offered and reserved:
                 with contextlib.suppress(sqlite3.Error):
-                    index.run(lambda: index.forget_missing(offered))
+                    index.run(lambda: index.forget_missing(offered, self._wall()))
         if written:
             index.run(lambda: index.drop_unknown(written))
 

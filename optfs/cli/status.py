@@ -59,7 +59,7 @@ def lines(mount: Document) -> list[str]:
         f"  blocks      {blocks['memory_hits']} from memory, {blocks['disk_hits']} from the cache, {blocks['misses']} from the network",
     ]
     for state, words in (("failing", "can't be listed now"), ("refusing", "refuses listings")):
-        if providers := mount["listings"][state]:
+        if providers := mount["listings"].get(state):  # a mount that was begun by an older version tells less
             shown.append(f"  listings    {' and '.join(providers)} {words}; what was last seen is shown")
     return shown
 

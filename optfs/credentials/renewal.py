@@ -245,6 +245,7 @@ class RenewingSource:
                 self._renewed(grant, started)
             else:
                 self._failed(error)
+                del error  # with what its frames were at work on
 
     def _sleep(self) -> bool:
         """Wait until it is time to renew; return False when everything ends."""

@@ -101,7 +101,7 @@ class TokenCommand:
     def __init__(
         self, command: str, environment: Mapping[str, str], timeout: float = COMMAND_TIMEOUT, *, folder: Path | None = None
     ) -> None:
-        """Take a command line, split as a shell would but run without one, in `folder`, or in the current one.
+        """Take a command line, split as a shell would but run without one, in `folder` (`/` once that is gone), or in the current one.
 
         Raises:
             ConfigError: it can't be split.
@@ -117,6 +117,9 @@ class TokenCommand:
         self._timeout = timeout
         self._folder = folder
 
+    def _place(self) -> Path | None:
+        return Path("/") if self._folder is not None and not self._folder.is_dir() else self._folder
+
     def __repr__(self) -> str:
         return f"TokenCommand({self._arguments[0]!r} …)"
 
@@ -131,7 +134,7 @@ class TokenCommand:
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
                 env=self._environment,
-                cwd=self._folder,
+                cwd=self._place(),
                 start_new_session=True,
             )
         except (OSError, ValueError) as error:

@@ -164,10 +164,12 @@ class Blocks:
     def failed(self, fetch: Fetch, error: OptfsError) -> None:
         """A fetch has ended without its parts. The failure holds, unless no reader wanted it when it began."""
         with self._lock:
+            if not fetch.admitted:  # it had landed; what failed came after
+                return
             self._forget(fetch)
+            self._room.notify_all()
             if not fetch.speculative and not isinstance(error, OutOfMemory):
                 self._hold(fetch.parts, error)
-            self._room.notify_all()
 
     def overdue(self, fetch: Fetch, error: OptfsError) -> None:
         """A reader's own deadline passed before a fetch brought its bytes."""
@@ -260,12 +262,14 @@ class Blocks:
         return flight
 
     def _admit(self, fetch: Fetch) -> None:
+        fetch.admitted = True
         self._taken += fetch.length
         for part in fetch.parts:
             self._flights.setdefault(part, fetch)
 
     def _forget(self, fetch: Fetch) -> None:
         """Take a fetch, and the room of its length, out of what is in flight."""
+        fetch.admitted = False
         self._taken -= fetch.length
         for part in fetch.parts:
             if self._flights.get(part) is fetch:

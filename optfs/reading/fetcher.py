@@ -11,6 +11,7 @@ Locks: none of its own. Called with no lock held.
 """
 
 import logging
+import traceback
 from collections.abc import Callable, Mapping
 from functools import partial
 
@@ -89,20 +90,31 @@ class Fetcher:
         try:
             self._bring(fetch)
         except OptfsError as error:
-            if fetch.speculative:
-                logger.debug("fetching %s ahead failed: %s %s", fetch.info.key, error.message, error.detail)
-            if isinstance(error, VersionGone):  # before readers hear of it, who may open the file again at once
-                self._gone(fetch.info)
-            self._fail(fetch, error)
-        except MemoryError:
+            # Some of its frames refer to it: a circle that would keep buffers until it is looked for.
+            traceback.clear_frames(error.__traceback__)
+            self._told(fetch, error)
+        except MemoryError as error:
+            traceback.clear_frames(error.__traceback__)
             self._fail(fetch, OutOfMemory("there is no memory for a read; let the mount have more, or give it a smaller --memory"))
         except BaseException:
             self._fail(fetch, ServiceError("a read failed for a reason that isn't foreseen; see the log"))
             raise
 
+    def _told(self, fetch: Fetch, error: OptfsError) -> None:
+        """End a fetch with what a store said."""
+        try:
+            if fetch.speculative:
+                logger.debug("fetching %s ahead failed: %s %s", fetch.info.key, error.message, error.detail)
+            if isinstance(error, VersionGone):  # before readers hear of it, who may open the file again at once
+                self._gone(fetch.info)
+        finally:
+            self._fail(fetch, error)
+
     def _fail(self, fetch: Fetch, error: OptfsError) -> None:
-        self._blocks.failed(fetch, error)
-        fetch.fail(error)
+        try:
+            self._blocks.failed(fetch, error)
+        finally:
+            fetch.fail(error)
 
     def _bring(self, fetch: Fetch) -> None:
         found = [self._cached(fetch.info, part) for part in fetch.parts]

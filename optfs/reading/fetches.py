@@ -51,6 +51,7 @@ class Fetch:
         "_state",
         "_view",
         "_wanted",
+        "admitted",
         "demanded",
         "info",
         "length",
@@ -70,6 +71,8 @@ class Fetch:
         self.ticket = Ticket(self)
         self.used = demanded
         """Whether a reader was given it; guarded by the lock of `blocks.Blocks`, which sorts its parts by that when they land."""
+        self.admitted = False
+        """Whether room is taken for it; guarded as `used` is."""
         self.spare: bytearray | None = None
         """A used buffer of exactly `length` bytes to fill, if memory had one; belongs to the worker."""
         self._changed = threading.Condition(threading.Lock())

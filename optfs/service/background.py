@@ -59,19 +59,23 @@ def run(work: Work, timeout: float) -> list[str]:
         sys.stdout.flush()
         sys.stderr.flush()
         with _ended_by_signals() as changed:
+            # Held back where a signal would find a child that nobody knows of yet, or a child that takes itself for its parent.
+            signal.pthread_sigmask(signal.SIG_BLOCK, changed)
             child = os.fork()
             if child == 0:
                 for number in changed:
                     signal.signal(number, signal.SIG_DFL)
+                signal.pthread_sigmask(signal.SIG_UNBLOCK, changed)
                 os.close(reading)
                 _serve(work, writing, words)
-            os.close(writing)
-            with os.fdopen(reading, "rb") as pipe:
-                try:
+            try:
+                signal.pthread_sigmask(signal.SIG_UNBLOCK, changed)
+                os.close(writing)
+                with os.fdopen(reading, "rb") as pipe:
                     return _await(child, pipe, words, timeout)
-                except BaseException:
-                    _end(child)
-                    raise
+            except BaseException:
+                _end(child)
+                raise
 
 
 @contextlib.contextmanager

@@ -6,6 +6,7 @@ The kernel cuts the mount of a process that ended, so nobody hangs on it.
 """
 
 import contextlib
+import dataclasses
 import logging
 import os
 import threading
@@ -54,6 +55,8 @@ def run(config: Config, mountpoint: Path, announce: Callable[[], None], *, foreg
     allocator.raise_file_limit()
     logs.configure(config.log_level, config.log_file, config.log_format, foreground=foreground)
     check(mountpoint)
+    if mounts.resolve(mountpoint) in map(str, (config.folder, *config.folder.parents)):
+        config = dataclasses.replace(config, folder=Path("/"))  # else the token's command would ask the mount that waits for the token
     binding = bindings.choose(config.binding)
     if config.allow_other:
         mounting.check_allow_other()

@@ -22,7 +22,7 @@ from collections.abc import Callable
 from typing import NoReturn
 
 from optfs.credentials.protocol import CredentialSource
-from optfs.errors import AccessDenied, AccessError, DeadlineExceeded, InvalidResponse, OptfsError, ServiceError, ServiceUnavailable
+from optfs.errors import AccessDenied, AccessError, DeadlineExceeded, InvalidResponse, OptfsError, ServiceError, ServiceUnavailable, bare
 from optfs.stores.counters import StoreCounters
 from optfs.stores.protocol import Progress, Store
 from optfs.stores.receiver import Stalled
@@ -175,7 +175,7 @@ class _Tries:
             self._store.give_up(self._answered)
         if not isinstance(error, ServiceUnavailable | InvalidResponse):
             self._store.give_up(error)
-        self._answered = None if isinstance(error, Stalled) else error
+        self._answered = None if isinstance(error, Stalled) else bare(error)
         self._fruitless += 1
         self._invalid += isinstance(error, InvalidResponse)
         self._store.wait(error, self._invalid if isinstance(error, InvalidResponse) else self._fruitless, self._deadline)

@@ -60,7 +60,7 @@ class Catalog:
         )
         self._account = Folder(f"/{self._listings.account}", self._listings.started, None)
         self._root = Folder("/", self._listings.started, (self._account,))
-        self._prefixes = tuple(store.root.prefix for store in stores.values())
+        self._prefixes = {provider: store.root.prefix for provider, store in stores.items()}
         self._lock = threading.Lock()
         self._walks: dict[str, DateWalk] = {}
 
@@ -215,8 +215,8 @@ class Catalog:
     def _parts_of(self, after: ObjectInfo | str) -> list[str] | None:
         """Return a file's path below the account, or None where it isn't one."""
         if isinstance(after, ObjectInfo):
-            prefix = next((prefix for prefix in self._prefixes if after.key.startswith(prefix)), None)
-            return None if prefix is None else after.key[len(prefix) :].split("/")
+            prefix = self._prefixes.get(after.provider)
+            return None if prefix is None or not after.key.startswith(prefix) else after.key[len(prefix) :].split("/")
         parts = layout.split_path(after)
         return parts[1:] if len(parts) > 1 and parts[0] == self._listings.account else None
 

@@ -23,6 +23,7 @@ Locks: `_lock` guards everything below the comment in `__init__`; it is a leaf: 
 import contextlib
 import logging
 import threading
+import traceback
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -45,6 +46,9 @@ RETRY_PAUSE = 1.0
 
 MAX_RETRIES = 2
 """Such tries at once: a store that doesn't answer holds each up for the whole timeout, and the pool's threads are for reading."""
+
+RELIST = 5.0
+"""Least age, in times that it took to make, of a listing that is made anew for what was found gone: many such finds cost a share of the time."""
 
 GONE_HOLDS = 60.0
 """Seconds after which a version that was found gone may be found gone anew: the same content may have been there again meanwhile."""
@@ -89,14 +93,15 @@ class CatalogStatistics:
 
 
 class _Flight:
-    """One listing under way. `listing` and `error` are set, one of them, before `done` is."""
+    """One listing under way. `listing` and `error` are set, one of them, before `done` is. `outdated` is guarded by the catalog's lock."""
 
-    __slots__ = ("done", "error", "listing")
+    __slots__ = ("done", "error", "listing", "outdated")
 
     def __init__(self) -> None:
         self.done = threading.Event()
         self.listing: Listing | None = None
         self.error: BaseException | None = None
+        self.outdated = False
 
 
 @dataclass(slots=True)
@@ -263,12 +268,14 @@ class HeldListings:
                 self._gone.popitem(last=False)
             if listing.asked_at <= said_at:
                 held.outdated = True
+                if flight := self._flights.get(listing.unit):  # which may have looked before
+                    flight.outdated = True
 
     def _believed(self, held: _Held, now: float) -> bool:
         """Return whether a listing needs no refresh. Called with the lock."""
         listing = held.listing
         age = now - listing.asked_at
-        if held.outdated:
+        if held.outdated and age >= RELIST * listing.took:
             return False
         if age < self.ttl:
             return True
@@ -294,6 +301,7 @@ class HeldListings:
         try:
             flight.listing = self._lister.fetch(unit, providers, old, deadline)
         except OptfsError as error:
+            traceback.clear_frames(error.__traceback__)  # of former listings and pages
             flight.error = bare(error)
         except BaseException as error:
             flight.error = error
@@ -315,7 +323,7 @@ class HeldListings:
             if flight.listing is not None:
                 partly = {name: why for name, why in flight.listing.refused.items() if held is None or name not in held.listing.refused}
                 self._objects += flight.listing.objects - (0 if held is None else held.listing.objects)
-                self._held[unit] = _Held(flight.listing, flight.listing.asked_at)
+                self._held[unit] = _Held(flight.listing, flight.listing.asked_at, outdated=flight.outdated)
                 self._held.move_to_end(unit)
                 self._evict()
             elif held is not None:
@@ -372,6 +380,8 @@ class HeldListings:
                 self._failures += 1
                 if isinstance(error, AccessDenied):
                     self._refusing.add(provider)
+                else:
+                    self._refusing.discard(provider)
                 changed = not isinstance(error, AccessDenied) and provider not in self._failing
                 if changed:
                     self._failing.add(provider)

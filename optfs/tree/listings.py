@@ -16,7 +16,7 @@ All pages are fetched before the folder is made; they are requested one after th
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from optfs.errors import AccessError, InvalidResponse, OptfsError
+from optfs.errors import AccessError, InvalidResponse, OptfsError, ServiceError
 from optfs.stores.protocol import Store
 from optfs.tree import layout
 from optfs.tree.folders import Built, File, Folder, build_level, build_subtree, files_from, folder_mtime, unite_levels
@@ -44,8 +44,10 @@ class Listing:
         dates: names of the date folders in it, sorted.
         owners: for folders that not all stores hold: which do, in order of preference.
         asked_at: when the first request began, by the monotonic clock.
+        took: seconds from then until it was made.
         left_out: keys that no file system can show.
         foreign: keys that the store gave though they weren't asked for.
+        providers: stores that were asked for it, or for the former one where they refused.
         refused: stores that refused it, and with which words; what they were last seen to hold is in it.
 
     """
@@ -58,9 +60,11 @@ class Listing:
     complete: bool
     owners: Mapping[str, tuple[Provider, ...]]
     asked_at: float
+    took: float
     left_out: Sequence[str]
     foreign: Sequence[str]
     dates: tuple[str, ...]
+    providers: tuple[Provider, ...]
     refused: Mapping[Provider, str]
 
 
@@ -112,9 +116,11 @@ class Lister:
             complete=layout.is_flat(unit) and _complete(built),
             owners=owners,
             asked_at=asked_at,
+            took=deadline.clock() - asked_at,
             left_out=built.left_out,
             foreign=built.foreign,
             dates=layout.dates_among(node.name for node in folder.nodes or () if isinstance(node, Folder)) if layout.is_type(unit) else (),
+            providers=tuple(providers),
             refused=refused,
         )
 
@@ -149,8 +155,10 @@ class Lister:
             try:
                 page = self._pages(provider, prefix, "/", deadline)
             except AccessError as error:
+                if isinstance(error, ServiceError):  # the credential can't be renewed now: that is a failing service
+                    raise
                 refused[provider] = f"{error.message} ({error.detail})"
-                if old is None or place + 1 == len(refused) == len(providers):  # nobody gave an answer
+                if old is None or provider not in old.providers or place + 1 == len(refused) == len(providers):  # nobody gave an answer
                     raise
                 levels[provider] = self._last_seen(old, provider)
             else:

@@ -5,6 +5,7 @@ import os
 import resource
 import signal
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -233,6 +234,24 @@ def test_all_threads_have_ended_when_an_idle_mount_ends(services: Services, tmp_
         assert mount.end(None) == 0
         assert "is left to its users' end" not in mount.text()
         assert mount.warnings() == []
+
+
+FORBID = """
+import ctypes
+assert ctypes.CDLL(None, use_errno=True).prctl(65, 1, 0, 0, 0) == 0, "no PR_SET_MDWE"  # PR_MDWE_REFUSE_EXEC_GAIN, linux/prctl.h
+"""
+
+
+def test_a_mount_works_where_memory_cannot_be_made_to_run(services: Services, tmp_path: Path, kind: tuple[str, str]) -> None:
+    """As systemd's MemoryDenyWriteExecute and SELinux have it."""
+    probe = subprocess.run([sys.executable, "-c", FORBID], capture_output=True, check=False)
+    if probe.returncode:
+        pytest.skip("this kernel has no PR_SET_MDWE (Linux 6.3)")
+    with MountProcess(services, tmp_path, *kind, before=FORBID) as mount:
+        read_all(files(mount, SMALL | BIG))
+        assert min(path.name for path in (mount.account / DAY).iterdir()) == "experiment=0"
+        assert "forbidden here" in mount.text()
+        assert mount.end() == 0
 
 
 def test_without_memory_reads_fail_or_are_right_and_all_is_well_when_there_is_some_again(

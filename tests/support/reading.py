@@ -10,7 +10,7 @@ from optfs.cache.protocol import BlockKey
 from optfs.errors import OptfsError
 from optfs.reading.fetcher import Gone
 from optfs.reading.files import Files, OpenFile
-from optfs.stores.protocol import Progress
+from optfs.stores.protocol import Progress, Store
 from optfs.values import AccountRoot, Clock, Deadline, ListPage, MiB, ObjectInfo
 from optfs.workers import WorkerPool
 
@@ -140,10 +140,11 @@ def reading(
     clock: Clock = time.monotonic,
     threads: int = 8,
     gone: Gone = lambda _info: None,
+    through: Store | None = None,
 ) -> Iterator[Files]:
-    """Give files over a fake store, and end their pool."""
+    """Give files over a fake store, read by `through` if given, and end their pool."""
     pool = WorkerPool("fetch", threads)
-    files = Files({"aws": store}, cache, pool=pool, memory=memory, timeout=timeout, clock=clock, gone=gone)
+    files = Files({"aws": through or store}, cache, pool=pool, memory=memory, timeout=timeout, clock=clock, gone=gone)
     try:
         yield files
     finally:

@@ -49,7 +49,7 @@ def test_a_loss_is_forgotten_where_another_mount_has_written_the_block_anew(fold
     """A file without a row would count for nobody's limit."""
     add(folder, index, NAMES[0], NOW, file=True)
     add(folder, index, NAMES[1], NOW, file=False)
-    index.run(lambda: index.forget_missing(NAMES))
+    index.run(lambda: index.forget_missing(NAMES, NOW))
     assert [index.has(name) for name in NAMES] == [True, False, False, False]
 
 
@@ -59,6 +59,32 @@ def test_files_that_no_row_knows_go(folder: Folder, index: BlockIndex) -> None:
     assert folder.write(NAMES[1], [b"x"], NOW)
     index.run(lambda: index.drop_unknown(NAMES))
     assert [folder.stat(name) is not None for name in NAMES] == [True, False, False, False]
+
+
+def test_a_loss_is_not_forgotten_while_another_mount_writes_the_block(folder: Folder, index: BlockIndex, tmp_path: Path) -> None:
+    """Its row is that one's promise of room."""
+    add(folder, index, NAMES[0], NOW, file=False)
+    path = tmp_path / "blocks-v1" / NAMES[0][0] / (NAMES[0] + ".tmp")
+    path.touch()
+    begun = path.stat().st_mtime
+    index.run(lambda: index.forget_missing(NAMES, begun))
+    assert index.has(NAMES[0])
+    index.run(lambda: index.forget_missing(NAMES, begun + IN_FLIGHT + 1))
+    assert not index.has(NAMES[0])
+
+
+def test_who_was_taken_for_dead_leaves_another_ones_half_alone(folder: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A computer that slept for a minute in the middle of a write."""
+    path = tmp_path / "blocks-v1" / NAMES[0][0] / (NAMES[0] + ".tmp")
+
+    def sleep(_fd: int, _parts: object) -> None:
+        path.unlink()
+        path.write_bytes(b"another one's half")
+
+    monkeypatch.setattr("optfs.cache.folder._write_all", sleep)
+    assert not folder.write(NAMES[0], [b"whole"], NOW)
+    assert path.read_bytes() == b"another one's half"
+    assert folder.stat(NAMES[0]) is None
 
 
 def test_a_block_that_somebody_is_writing_is_left_to_him(folder: Folder, tmp_path: Path) -> None:

@@ -28,6 +28,15 @@ def read(text: str, tmp_path: Path, **options: str) -> Config:
     return load({"config": str(path), **options}, environ={})
 
 
+def test_a_start_from_a_folder_that_was_removed_is_no_bug(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The token's command runs in `/` then."""
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    assert load({}, environ={}).folder == tmp_path / "gone"
+    (tmp_path / "gone").rmdir()
+    assert load({"cache_dir": str(tmp_path)}, environ={}).folder == Path("/")
+
+
 def test_defaults_are_those_that_the_table_promises(tmp_path: Path) -> None:
     found = load({}, environ={})
     assert (found.provider, found.binding, found.log_level, found.log_format) == ("auto", "auto", "info", "text")

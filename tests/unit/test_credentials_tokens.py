@@ -197,3 +197,5 @@ def test_a_command_runs_where_optfs_was_started(tmp_path: Path) -> None:
     """Also for a background process, which goes to another folder: relative names in it went wrong there."""
     (tmp_path / "token").write_text("secret\n")
     assert TokenCommand("cat token", {"PATH": os.environ["PATH"]}, folder=tmp_path).read() == "secret"
+    gone = TokenCommand(f"cat {tmp_path}/token", {"PATH": os.environ["PATH"]}, folder=tmp_path / "gone")
+    assert gone.read() == "secret"

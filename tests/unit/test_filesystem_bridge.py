@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 
@@ -181,6 +181,29 @@ def test_c_gets_an_error_from_a_function_that_gives_no_answer(answer: object) ->
         made = callbacks.fill(table, {"read": function})  # type: ignore[dict-item]
         assert table.read() == -errno.ENOMEM
         del made
+
+
+def test_where_memory_that_can_be_run_is_forbidden_ctypes_makes_the_functions(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """With the same arguments: numbers for pointers, 0 for NULL."""
+
+    class Table(ctypes.Structure):
+        _fields_ = (("read", ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p, ctypes.c_size_t)),)
+
+    def forbidden(*_arguments: object) -> NoReturn:
+        raise MemoryError
+
+    monkeypatch.setattr(callbacks, "_by_cffi", forbidden)
+    seen: list[tuple[int, ...]] = []
+    table = Table()
+    with caplog.at_level("INFO", "optfs.bridge.callbacks"):
+        made = callbacks.fill(table, {"read": lambda *arguments: seen.append(arguments) or 7})  # type: ignore[func-returns-value]
+    text = ctypes.create_string_buffer(b"x")
+    assert (table.read(None, 2**47, 5), len(made)) == (7, 1)
+    assert table.read(ctypes.cast(text, ctypes.c_char_p), 0, 6) == 7
+    assert seen == [(0, 2**47, 5), (ctypes.addressof(text), 0, 6)]
+    assert "forbidden here" in caplog.text
 
 
 def test_declarations_have_the_widths_of_the_bindings_types() -> None:
@@ -418,6 +441,18 @@ def test_a_mount_point_given_by_a_link_is_the_folder_that_it_leads_to(tmp_path: 
     assert {mounts.resolve(path) for path in (folder, tmp_path / "link", tmp_path / "deep" / "again")} == {wanted}
     assert mounts.resolve(tmp_path / "round") == os.path.join(os.path.realpath(tmp_path), "round")  # noqa: PTH118 - a string
     assert mounts.resolve("/") == "/"
+
+
+def test_dots_in_a_links_target_count_from_where_links_lead(tmp_path: Path) -> None:
+    """As the kernel has it: `sub/..` is the folder above the one that `sub` leads to."""
+    (tmp_path / "other" / "dir").mkdir(parents=True)
+    (tmp_path / "other" / "mnt").mkdir()
+    (tmp_path / "sub").symlink_to("other/dir")
+    (tmp_path / "m").symlink_to("sub/../mnt")
+    (tmp_path / "u").symlink_to("sub/..")
+    (tmp_path / "slash").symlink_to("other/mnt/")
+    for name in ("m", "u", "slash"):
+        assert mounts.resolve(tmp_path / name) == os.path.realpath(tmp_path / name), name
 
 
 def test_a_mount_that_does_not_answer_is_not_dead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

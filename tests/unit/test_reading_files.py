@@ -7,12 +7,16 @@ from itertools import pairwise
 
 import pytest
 
+from optfs.cache.protocol import BlockKey
+from optfs.credentials.protocol import AwsCredential
 from optfs.errors import DeadlineExceeded, OptfsError, OutOfMemory, ServiceError, ServiceUnavailable, VersionGone
 from optfs.reading.blocks import FAILURE_HOLDS
 from optfs.reading.fetches import Fetch
 from optfs.reading.files import ATTEMPTS, ident_of
 from optfs.reading.readahead import BLOCK, PIECE
+from optfs.stores.counters import StoreCounters
 from optfs.stores.protocol import Progress
+from optfs.stores.retry import RetryingStore
 from optfs.values import Deadline, KiB, MiB, ObjectInfo
 from tests.support.reading import (
     PATIENCE,
@@ -29,8 +33,14 @@ from tests.support.reading import (
     stream,
     until,
 )
+from tests.support.stores import HeldSource
 
 BIG = info("big", 64 * MiB + 12345)
+
+
+def _retrying(store: FakeStore) -> RetryingStore:
+    source = HeldSource(store.root, lambda: AwsCredential("key", "secret", None, None))
+    return RetryingStore(store, source, StoreCounters(), pause=lambda _seconds: None)
 
 
 class BufferWatch(FakeStore):
@@ -325,9 +335,10 @@ def test_an_unforeseen_exception_ends_the_read_with_an_error() -> None:
 def test_a_failed_read_keeps_no_buffer_alive(kind: type[Exception]) -> None:
     """Its error is remembered for a while, as that of up to a thousand parts; the frames that raised it held blocks of 4 MiB."""
     store = BufferWatch(kind)
+    tries = _retrying(store)
     gc.disable()  # nor may a buffer wait for a collection of cycles
     try:
-        with reading(store) as files:
+        with reading(store, through=tries) as files:
             for number in range(50):
                 file = files.open(info(f"gone-{number}", 300 * KiB), nothing_follows)
                 with pytest.raises(OptfsError):
@@ -353,6 +364,47 @@ def test_versions_that_are_gone_are_told_before_their_readers_hear_of_it() -> No
         ahead = info("gone-too", MiB)
         assert isinstance(files.fetcher.ahead(ahead, ((ident_of(ahead), 0, MiB),)), Fetch)
         until(lambda: told == ["gone", "gone-too"])
+
+
+def test_a_read_that_succeeds_at_the_second_try_keeps_no_buffer_alive() -> None:
+    """Nor what the first one failed by."""
+    store = FakeStore()
+    buffers: list[weakref.ref[memoryview]] = []
+    real = store.read_into
+
+    def read_into(info: ObjectInfo, start: int, buffer: memoryview, progress: Progress, deadline: Deadline) -> None:
+        buffers.append(weakref.ref(buffer))
+        if len(buffers) % 2:
+            raise ServiceUnavailable(info.key)
+        real(info, start, buffer, progress, deadline)
+
+    store.read_into = read_into  # type: ignore[method-assign]
+    tries = _retrying(store)
+    gc.disable()
+    try:
+        with reading(store, through=tries) as files:
+            for number in range(10):
+                check(files.open(info(f"file-{number}", 300 * KiB), nothing_follows), 0, 300 * KiB)
+            files.blocks.clear()
+            until(lambda: not any(buffer() for buffer in buffers))
+        assert len(buffers) == 20
+    finally:
+        gc.enable()
+
+
+@pytest.mark.log_errors
+def test_a_cache_that_finds_no_memory_leaves_the_accounts_right() -> None:
+    """The block has landed by then: its room isn't given back twice."""
+
+    class Full(FakeCache):
+        def put(self, key: BlockKey, data: memoryview) -> None:
+            raise MemoryError
+
+    with reading(FakeStore(), Full()) as files:
+        for number in range(10):
+            check(files.open(info(f"file-{number}", 4 * MiB), nothing_follows), 0, 10)
+        until(lambda: files.counters().resident_bytes == 40 * MiB)
+        check(files.open(info("file-0", 4 * MiB), nothing_follows), 0, 4 * MiB)
 
 
 def test_without_memory_a_read_tries_again_and_says_so() -> None:

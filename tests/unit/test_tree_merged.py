@@ -6,7 +6,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from optfs.errors import AccessDenied, NoExport, OptfsError, ServiceUnavailable
+from optfs.errors import AccessDenied, NoExport, NotRenewed, OptfsError, ServiceUnavailable
 from optfs.tree.catalog import Catalog
 from optfs.tree.folders import File, Folder
 from optfs.values import AccountRoot
@@ -118,6 +118,34 @@ def test_what_is_new_on_one_store_appears_though_the_other_refuses_us(error: Opt
     rig.run_jobs()
     rig.now += 61
     assert rig.names("type=a/date=2026-05-01") == ["s"]
+
+
+def test_credentials_that_cannot_be_renewed_now_are_a_failure_not_a_refusal() -> None:
+    """The former listing is shown, whole, and tried again soon."""
+    rig, aws, gcp = _rig(["type=a/x"], ["type=b/x"])
+    assert rig.names() == ["type=a", "type=b"]
+    aws.error = NotRenewed("no answer")
+    gcp.put("type=c/x")
+    rig.now += 61
+    assert rig.names() == ["type=a", "type=b"]
+    aws.error = None
+    rig.now += 2
+    rig.names()
+    rig.run_jobs()
+    assert rig.names() == ["type=a", "type=b", "type=c"]
+
+
+def test_a_level_that_one_store_was_never_asked_for_is_not_shown_by_half() -> None:
+    """Though the other one's half was seen."""
+    rig, aws, gcp = _rig(["type=x/s"], ["type=a/x"])
+    assert rig.names() == ["type=a", "type=x"]
+    assert rig.names("type=a") == ["x"]
+    aws.put("type=a/y")
+    rig.now += 61
+    assert rig.names() == ["type=a", "type=x"]
+    aws.gate = _refused
+    gcp.put("type=a/z")
+    assert rig.names("type=a") == ["x"]
 
 
 def test_a_level_that_both_refuse_goes_on_being_shown_as_it_was() -> None:
