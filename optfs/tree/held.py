@@ -48,7 +48,8 @@ MAX_RETRIES = 2
 """Such tries at once: a store that doesn't answer holds each up for the whole timeout, and the pool's threads are for reading."""
 
 RELIST = 5.0
-"""Least age, in times that it took to make, of a listing that is made anew for what was found gone: many such finds cost a share of the time."""
+"""Least age, in times that it took to make, of a listing that is made anew for the second time for what was found gone: many such finds, as in
+a day that is being deleted, cost a share of the time."""
 
 GONE_HOLDS = 60.0
 """Seconds after which a version that was found gone may be found gone anew: the same content may have been there again meanwhile."""
@@ -112,6 +113,7 @@ class _Held:
         tried_at: when its refresh last failed or was last left to the background, by the monotonic clock.
         denied: whether its last refresh was refused for this prefix alone.
         outdated: whether it is known to show what is no longer there.
+        again: whether it took the place of one that was outdated.
 
     """
 
@@ -119,6 +121,7 @@ class _Held:
     tried_at: float
     denied: bool = False
     outdated: bool = False
+    again: bool = False
 
 
 class HeldListings:
@@ -275,7 +278,7 @@ class HeldListings:
         """Return whether a listing needs no refresh. Called with the lock."""
         listing = held.listing
         age = now - listing.asked_at
-        if held.outdated and age >= RELIST * listing.took:
+        if held.outdated and (not held.again or age >= RELIST * listing.took):
             return False
         if age < self.ttl:
             return True
@@ -323,7 +326,8 @@ class HeldListings:
             if flight.listing is not None:
                 partly = {name: why for name, why in flight.listing.refused.items() if held is None or name not in held.listing.refused}
                 self._objects += flight.listing.objects - (0 if held is None else held.listing.objects)
-                self._held[unit] = _Held(flight.listing, flight.listing.asked_at, outdated=flight.outdated)
+                again = held is not None and held.outdated
+                self._held[unit] = _Held(flight.listing, flight.listing.asked_at, outdated=flight.outdated, again=again)
                 self._held.move_to_end(unit)
                 self._evict()
             elif held is not None:

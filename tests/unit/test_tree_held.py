@@ -158,6 +158,8 @@ def test_listings_for_what_is_found_gone_take_a_share_of_the_time_only() -> None
         rig.catalog.gone(file.info)
         rig.lookup(file.info.key.removeprefix(PREFIX))
         rig.now += 1
+        if file is files[0]:
+            assert store.units().count(f"{OLD}/") == before + 1, "the first is looked for at once"
     assert 2 <= store.units().count(f"{OLD}/") - before <= 5
 
 
