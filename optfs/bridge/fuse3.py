@@ -12,6 +12,9 @@ from optfs.bridge import callbacks
 from optfs.bridge.handlers import Core, Handlers
 
 _FILL_DIR_PLUS = 2  # FUSE_FILL_DIR_PLUS, fuse.h
+_CAP_SPLICE_READ = (
+    1 << 9
+)  # fuse_common.h: requests come through pipes, two descriptors a thread; only what is written to us would gain by that
 _CAP_READDIRPLUS_AUTO = 1 << 14  # fuse_common.h: the kernel guesses when attributes are worth asking for; they cost nothing here
 
 MAX_BACKGROUND = 64
@@ -37,7 +40,7 @@ class Fuse3(Handlers):
     def init(self, connection: int, config: int) -> int:
         """Set up the connection."""
         wishes = mfusepy.fuse_conn_info.from_address(connection)
-        wishes.want &= ~_CAP_READDIRPLUS_AUTO
+        wishes.want &= ~(_CAP_READDIRPLUS_AUTO | _CAP_SPLICE_READ)
         wishes.max_background = MAX_BACKGROUND
         wishes.congestion_threshold = MAX_BACKGROUND * 3 // 4
         settings = mfusepy.fuse_config.from_address(config)

@@ -11,6 +11,7 @@ Bodies are read from the file below urllib3's response: its own `read1` costs 2.
 16 KiB. No lock of its own.
 """
 
+import errno
 import http.client
 from typing import Final
 
@@ -25,6 +26,7 @@ from optfs.values import Deadline, KiB
 PIECE = 256 * KiB  # beyond this, larger pieces cost no less CPU
 NEWS = 0.02  # seconds between two calls of `progress` on a slow link, where pieces are small
 ERROR_BODY = 64 * KiB  # errors are a few hundred bytes; a proxy's page may have any length
+SHORTAGE_PAUSE = 0.1  # seconds until another request may have let go of a descriptor
 SHORTEST_WAIT = 0.01  # seconds; a socket's timeout of 0 would mean "don't block"
 
 NETWORK_ERRORS: Final = (urllib3.exceptions.HTTPError, http.client.HTTPException, OSError)
@@ -32,6 +34,10 @@ NETWORK_ERRORS: Final = (urllib3.exceptions.HTTPError, http.client.HTTPException
 
 class Stalled(ServiceUnavailable):
     """Nothing arrived for a while: the server never answered, or stopped in the middle."""
+
+
+class NoDescriptor(ServiceUnavailable):
+    """The process may open no more files now. The service isn't to blame, and a descriptor is free as soon as another request has ended."""
 
 
 class Receiver:
@@ -137,6 +143,10 @@ class Receiver:
     def translate(self, error: Exception, deadline: Deadline) -> OptfsError:
         """Return what a failure of the network means."""
         cause = f"{type(error).__name__}: {error}"
+        if getattr(error.__cause__, "errno", None) in {errno.EMFILE, errno.ENFILE}:
+            return NoDescriptor(
+                "this process may open no more files; raise its limit (ulimit -n)", detail=cause, retry_after=SHORTAGE_PAUSE
+            )
         if isinstance(error, urllib3.exceptions.NewConnectionError):  # before timeouts: urllib3 counts a refused connection as one
             return ServiceUnavailable(f"can't connect to {self.host}; check the network", detail=cause)
         if isinstance(error, TimeoutError | urllib3.exceptions.TimeoutError):

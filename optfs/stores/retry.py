@@ -25,7 +25,7 @@ from optfs.credentials.protocol import CredentialSource
 from optfs.errors import AccessDenied, AccessError, DeadlineExceeded, InvalidResponse, OptfsError, ServiceError, ServiceUnavailable, bare
 from optfs.stores.counters import StoreCounters
 from optfs.stores.protocol import Progress, Store
-from optfs.stores.receiver import Stalled
+from optfs.stores.receiver import NoDescriptor, Stalled
 from optfs.stores.rejection import RejectedCredential
 from optfs.values import AccountRoot, Deadline, ListPage, ObjectInfo
 
@@ -175,6 +175,9 @@ class _Tries:
             self._store.give_up(self._answered)
         if not isinstance(error, ServiceUnavailable | InvalidResponse):
             self._store.give_up(error)
+        if isinstance(error, NoDescriptor):  # it is over when requests of our own are; until the deadline, however often
+            self._store.wait(error, 0, self._deadline)
+            return
         self._answered = None if isinstance(error, Stalled) else bare(error)
         self._fruitless += 1
         self._invalid += isinstance(error, InvalidResponse)

@@ -9,6 +9,7 @@ import random
 import signal
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -206,12 +207,20 @@ def test_a_stream_ends_with_an_error_where_its_bytes_end(shared: Ground) -> None
 
 
 def test_bursts_of_slow_down_cost_time_only(shared: Ground) -> None:
-    """A third of all requests is turned away while many files are read."""
+    """A third of all requests is turned away while many files are read, none of them more than three times."""
     keys = [file_of(f"burst {number}") for number in range(40)]
     for key in keys:
         shared.services.put(key, SMALL[: 1000 + len(key)])
     counted = iter(range(1_000_000))
-    fault = shared.services.faults.add(Fault(lambda request: request.kind != "credentials" and next(counted) % 3 == 0, SLOW_DOWN))
+    refused: Counter[tuple[str, str]] = Counter()
+
+    def is_refused(request: Request) -> bool:
+        if request.kind == "credentials" or next(counted) % 3 or refused[request.kind, request.key] >= 3:
+            return False
+        refused[request.kind, request.key] += 1
+        return True
+
+    fault = shared.services.faults.add(Fault(is_refused, SLOW_DOWN))
     got = all_at_once({key: shared.path(key) for key in keys}, read)
     shared.services.faults.remove(fault)
     assert fault.hits > len(keys) // 3

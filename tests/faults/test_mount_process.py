@@ -125,6 +125,17 @@ def test_a_mount_in_use_is_not_unmounted_and_lazily_lives_until_its_last_reader(
         assert mount.end(None) == 0
 
 
+def test_busy_threads_of_libfuse_hold_no_descriptors(services: Services, tmp_path: Path, kind: tuple[str, str]) -> None:
+    """Pipes, two a thread, left none for connections where few are allowed."""
+    with MountProcess(services, tmp_path, *kind, "--cache-size", "0") as mount:
+        everything = files(mount, SMALL | BIG)
+        before = descriptors(mount.pid, "pipe:")
+        with Load(everything, threads=24) as load:
+            eventually(lambda: load.done > 200, "the load is on")
+        assert psutil.Process(mount.pid).num_threads() > 24
+        assert descriptors(mount.pid, "pipe:") == before
+
+
 def test_sixty_four_descriptors_are_enough(services: Services, tmp_path: Path, kind: tuple[str, str]) -> None:
     with MountProcess(services, tmp_path, *kind, limits={resource.RLIMIT_NOFILE: (64, 64)}) as mount:
         assert psutil.Process(mount.pid).rlimit(psutil.RLIMIT_NOFILE) == (64, 64)  # type: ignore[attr-defined, unused-ignore] # Linux's

@@ -18,7 +18,7 @@ from optfs.errors import (
 )
 from optfs.stores.counters import StoreCounters
 from optfs.stores.protocol import Progress
-from optfs.stores.receiver import Stalled
+from optfs.stores.receiver import NoDescriptor, Stalled
 from optfs.stores.rejection import RejectedCredential
 from optfs.stores.retry import INVALID_TRIES, TRIES, RetryingStore
 from optfs.values import AccountRoot, Deadline, ListPage, ObjectInfo
@@ -118,6 +118,18 @@ def test_pauses_are_of_random_length() -> None:
     store, _, _ = wrap(script, dice=lambda: next(luck))
     assert listing(store, script) is PAGE
     assert script.pauses == pytest.approx([0.025, 0.1])
+
+
+def test_want_of_descriptors_is_waited_out_until_the_deadline() -> None:
+    """However often: it ends when requests of our own do."""
+    script = Script(*[NoDescriptor("none left", retry_after=0.1) for _ in range(3 * TRIES)])
+    store, _, _ = wrap(script)
+    assert listing(store, script) is PAGE
+    assert script.pauses == [0.1] * (3 * TRIES)
+    script = Script(*[NoDescriptor("none left", retry_after=0.1) for _ in range(3 * TRIES)])
+    store, _, _ = wrap(script)
+    with pytest.raises(NoDescriptor):
+        listing(store, script, 1.0)
 
 
 def test_nonsense_is_tried_less_often() -> None:

@@ -1,5 +1,6 @@
 """Connections: which URLs, proxies and certificates are accepted, and what happens to kept-alive connections and to bodies."""
 
+import errno
 import socket
 import ssl
 import threading
@@ -10,7 +11,7 @@ import pytest
 
 from optfs.errors import ConfigError, DeadlineExceeded, InvalidResponse, ServiceError, ServiceUnavailable
 from optfs.stores.counters import StoreCounters
-from optfs.stores.receiver import PIECE, Stalled
+from optfs.stores.receiver import PIECE, NoDescriptor, Stalled
 from optfs.stores.transport import Transport
 from tests.support.certificates import certificate
 from tests.support.faulty_server import FaultyServer, answer
@@ -344,3 +345,18 @@ def test_counters_tell_requests_answers_and_bytes() -> None:
     assert snapshot.requests == {"get": 1, "list": 1}
     assert snapshot.statuses == {200: 2}
     assert snapshot.bytes_fetched == len(BODY)
+
+
+def test_want_of_descriptors_is_told_apart_from_a_network_that_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody is to check the network for it."""
+
+    def none_left(*_arguments: object, **_options: object) -> socket.socket:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(socket, "socket", none_left)
+    with pytest.raises(NoDescriptor, match="ulimit -n"):
+        fetch(transport("http://127.0.0.1:9"))
+    monkeypatch.undo()
+    with pytest.raises(ServiceUnavailable, match="check the network") as failed:
+        fetch(transport("http://127.0.0.1:9"))
+    assert not isinstance(failed.value, NoDescriptor)
