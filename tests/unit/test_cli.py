@@ -200,3 +200,15 @@ def test_sizes_and_spans_for_people() -> None:
 
 def test_a_dead_mount_is_told_with_what_to_do() -> None:
     assert lines({"state": "dead", "mountpoint": "/mnt"}) == ["/mnt: dead; unmount it: optfs umount /mnt"]
+
+
+def test_a_mount_that_an_older_version_serves_is_shown() -> None:
+    """It tells less; one of them hid all others."""
+    counts = {"state": "on", "size": 0, "limit": 0, "hits": 0, "misses": 0, "memory_hits": 0, "disk_hits": 0, "unused": 0, "resident": 0}
+    names = ("cache", "requests", "blocks", "readahead", "memory")
+    mount: dict[str, object] = dict.fromkeys(("retries", "errors", "bytes_fetched", "bytes_read", "uptime", "pid"), 0) | dict.fromkeys(
+        names, counts
+    )
+    mount |= {"state": "mounted", "mountpoint": "/mnt", "account": "1", "providers": ["aws"], "binding": "fuse3", "version": "0"}
+    shown = lines(mount | {"credentials": [], "listings": {"failing": ["aws"]}})
+    assert shown[-1] == "  listings    aws can't be listed now; what was last seen is shown"

@@ -10,12 +10,12 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, NoReturn
+from typing import Any
 
 import pytest
 
 from optfs import errors
-from optfs.bridge import bindings, callbacks, callers, mounting, mounts
+from optfs.bridge import bindings, callers, mounting, mounts
 from optfs.bridge.errnos import ErrorReporter, errno_of
 from optfs.bridge.handlers import REFUSED, Core, Handlers
 from optfs.bridge.kernel_cache import KernelCache
@@ -147,75 +147,6 @@ def test_what_a_handler_raises_is_a_negative_errno_to_c(error: Exception, number
     assert functions["readlink"](ctypes.addressof(path), 0, 100) == -number
 
 
-def test_a_table_has_functions_where_there_are_handlers() -> None:
-    """By the names of its fields; flags and operations that aren't offered stay as they were."""
-
-    class Table(ctypes.Structure):
-        _fields_ = (
-            ("read", ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int64)),
-            ("write", ctypes.CFUNCTYPE(ctypes.c_int)),
-            ("flag", ctypes.c_uint, 1),
-        )
-
-    table = Table()
-    seen: list[tuple[int, ...]] = []
-    made = callbacks.fill(table, {"read": lambda *arguments: seen.append(arguments) or 7})  # type: ignore[func-returns-value]
-    assert (table.read(None, 2**47, 2**63, -(2**40)), len(made)) == (7, 1)
-    assert seen == [(0, 2**47, 2**63, -(2**40))]
-    assert not table.write
-    assert table.flag == 0
-
-
-@pytest.mark.parametrize("answer", [None, "text", 2**40], ids=str)
-def test_c_gets_an_error_from_a_function_that_gives_no_answer(answer: object) -> None:
-    """As where Python can't even be entered, for want of memory: ctypes would let C have what lies in the place of the result."""
-
-    class Table(ctypes.Structure):
-        _fields_ = (("read", ctypes.CFUNCTYPE(ctypes.c_int)),)
-
-    def raises() -> int:
-        raise MemoryError
-
-    for function in (lambda: answer, raises):
-        table = Table()
-        made = callbacks.fill(table, {"read": function})  # type: ignore[dict-item]
-        assert table.read() == -errno.ENOMEM
-        del made
-
-
-def test_where_memory_that_can_be_run_is_forbidden_ctypes_makes_the_functions(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    """With the same arguments: numbers for pointers, 0 for NULL."""
-
-    class Table(ctypes.Structure):
-        _fields_ = (("read", ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p, ctypes.c_size_t)),)
-
-    def forbidden(*_arguments: object) -> NoReturn:
-        raise MemoryError
-
-    monkeypatch.setattr(callbacks, "_by_cffi", forbidden)
-    seen: list[tuple[int, ...]] = []
-    table = Table()
-    with caplog.at_level("INFO", "optfs.bridge.callbacks"):
-        made = callbacks.fill(table, {"read": lambda *arguments: seen.append(arguments) or 7})  # type: ignore[func-returns-value]
-    text = ctypes.create_string_buffer(b"x")
-    assert (table.read(None, 2**47, 5), len(made)) == (7, 1)
-    assert table.read(ctypes.cast(text, ctypes.c_char_p), 0, 6) == 7
-    assert seen == [(0, 2**47, 5), (ctypes.addressof(text), 0, 6)]
-    assert "forbidden here" in caplog.text
-
-
-def test_declarations_have_the_widths_of_the_bindings_types() -> None:
-    """Pointers are numbers, also those to functions and to structures."""
-    inner = ctypes.CFUNCTYPE(ctypes.c_int)
-    made = ctypes.CFUNCTYPE(
-        ctypes.c_longlong, ctypes.c_char_p, ctypes.POINTER(ctypes.c_int), inner, ctypes.c_uint, ctypes.c_uint64, ctypes.c_short
-    )
-    assert callbacks.declaration(made) == "int64_t(uintptr_t, uintptr_t, uintptr_t, uint32_t, uint64_t, int16_t)"
-    assert callbacks.declaration(ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_void_p)) == "uintptr_t(uintptr_t)"
-
-
 def _reader(number: int) -> Callable[[], int]:
     return lambda: number
 
@@ -288,6 +219,19 @@ def test_an_entry_that_no_longer_fits_into_a_folders_answer_is_not_told() -> Non
     assert [kernel.outdated(f"/day/{name}", "2", handlers.caller) for name in "abc"] == [False, True, True]
     assert [entry for entry, _, _ in handlers.entries_from(3, ctypes.addressof(info))] == [b"b", b"c"]
     assert [kernel.outdated(f"/day/{name}", "2", handlers.caller) for name in "abc"] == [False, False, False]
+
+
+def test_the_folder_above_has_its_own_inode_number() -> None:
+    """In what a folder lists, too; `..` had that of the folder itself."""
+    names = SimpleNamespace(
+        entries=lambda _path: [], attributes=lambda _path: _file(None)._replace(ino=7), folder_number={"/a": 5, "/": 3}.get
+    )
+    handlers = _handlers(names)
+    for path, above in ((b"/a/b", 5), (b"/a", 3)):
+        info, text = _Info(), ctypes.create_string_buffer(path)
+        handlers.opendir(ctypes.addressof(text), ctypes.addressof(info))
+        shown = {name: _Stat.from_buffer_copy(packed).st_ino for name, packed, _ in handlers.entries_from(0, ctypes.addressof(info))}
+        assert shown == {b".": 7, b"..": above}
 
 
 def test_a_kernel_that_keeps_no_attributes_is_never_outdated() -> None:
