@@ -1,7 +1,11 @@
 """Process-wide limits that keep memory small and secrets off the disk.
 
 glibc gives each thread an arena of its own, and what one frees another can't use: 24 fetching threads with buffers of mixed sizes held
-210 MiB of resident memory, 120 MiB with two arenas. Elsewhere (musl, macOS) there is nothing to set.
+210 MiB of resident memory, 120 MiB with two arenas.
+
+By itself it also gives each buffer of some MiB back to the system when it is freed, and the system clears new pages for the next: 1 GiB in
+one stream met 75,000 to 105,000 page faults. Kept for reuse up to a bound they are 37,000 to 47,000, and the stream takes 0.96 s of CPU
+instead of 1.03, with the cache 1.63 instead of 1.74 (medians of three, in turns); resident memory stays what it was. Elsewhere (musl, macOS) there is nothing to set.
 
 A core file would hold the token and credentials, so none is written. `PR_SET_DUMPABLE` would do the same, but it takes /proc/self away from a
 process that isn't root's, which tools of the user's own need.
@@ -10,19 +14,29 @@ process that isn't root's, which tools of the user's own need.
 import ctypes
 import resource
 
-_M_ARENA_MAX = -8  # glibc's malloc.h
-ARENAS = 2
+from optfs.values import MiB
+
+# glibc's malloc.h.
+_M_TRIM_THRESHOLD = -1
+_M_MMAP_THRESHOLD = -3
+_M_ARENA_MAX = -8
+
+_SETTINGS = {
+    _M_ARENA_MAX: 2,
+    _M_MMAP_THRESHOLD: 32 * MiB,  # the most it takes; what is larger is mapped and unmapped alone
+    _M_TRIM_THRESHOLD: 32 * MiB,  # free memory at an arena's end that is kept; 64 MiB saved no more
+}
 
 
-def limit_arenas() -> bool:
-    """Let malloc use two arenas at most; return whether it took that."""
+def tune_malloc() -> bool:
+    """Let malloc use two arenas at most and keep freed buffers; return whether it took that."""
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError):
         return False
     mallopt.argtypes = (ctypes.c_int, ctypes.c_int)
     mallopt.restype = ctypes.c_int
-    return bool(mallopt(_M_ARENA_MAX, ARENAS))
+    return {bool(mallopt(parameter, value)) for parameter, value in _SETTINGS.items()} == {True}
 
 
 def forbid_core_files() -> None:

@@ -50,7 +50,7 @@ def run(config: Config, mountpoint: Path, announce: Callable[[], None], *, foreg
         OptfsError: it can't be mounted.
 
     """
-    allocator.limit_arenas()
+    allocator.tune_malloc()
     allocator.forbid_core_files()
     allocator.raise_file_limit()
     logs.configure(config.log_level, config.log_file, config.log_format, foreground=foreground)

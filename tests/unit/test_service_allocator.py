@@ -5,12 +5,20 @@ import resource
 import subprocess
 import sys
 
-from optfs.service import allocator
 
-
-def test_the_allocator_is_limited_where_it_is_glibcs() -> None:
-    glibc = "CS_GNU_LIBC_VERSION" in os.confstr_names
-    assert allocator.limit_arenas() or not glibc
+def test_freed_buffers_are_used_again_where_the_allocator_is_glibcs() -> None:
+    """Else each block's buffer costs a thousand page faults."""
+    program = (
+        "import resource; from optfs.service import allocator; tuned = allocator.tune_malloc();"
+        "faults = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt;"
+        "use = lambda: [bytearray(4 << 20) for _ in range(6)] and None;"
+        "use(); before = faults(); [use() for _ in range(10)]; print(int(tuned), faults() - before)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60)
+    tuned, faults = map(int, done.stdout.split())
+    if "CS_GNU_LIBC_VERSION" in os.confstr_names:
+        assert tuned
+        assert faults < 6 * 1024  # a tenth of what they would be
 
 
 def test_no_core_files_and_as_many_open_files_as_allowed() -> None:
