@@ -130,7 +130,7 @@ class Catalog:
             if listing is not None:
                 file = _find(listing.folder, parts[depth:])
                 if isinstance(file, File) and file.info == info:
-                    self._listings.disbelieve(listing, info)
+                    self._listings.disbelieve(listing)
                 return
 
     def statistics(self) -> CatalogStatistics:

@@ -4,9 +4,9 @@ Rules:
 
 - A listing is believed for `ttl` seconds from when it was asked for, and for `SETTLED_TTL` if its day is complete and past
   (`layout.settled`). With a `ttl` of 0 each operation asks, but joins a listing that is under way.
-- A listing that shows a version that a read has found gone is believed no more (`disbelieve`): the next one who needs it asks anew. But a
-  listing that was asked for after that version was said to be gone, and shows it all the same, is believed for `GONE_HOLDS` seconds: the
-  store contradicts itself, and each try to read such an object would list its day.
+- A listing that shows a version that a read has found gone is believed no more (`disbelieve`): the next one who needs it asks anew. The
+  listing that took the place of such a one is believed for `RELIST` times what it took, whatever is found gone in it: a day that is being
+  deleted, or a store that goes on listing what it doesn't give, costs a share of the time.
 - One listing of a unit is under way at a time. Whoever needs it waits for it, each within its own deadline; if it fails, it fails for all.
 - When a refresh fails, the former listing goes on being shown. While a store is known to fail, nobody who can be shown a former listing
   waits: the next try runs in the background, at most one a unit in `RETRY_PAUSE` and `MAX_RETRIES` at a time. The first success ends that
@@ -33,7 +33,7 @@ from optfs.errors import AccessDenied, DeadlineExceeded, OptfsError, bare
 from optfs.stores.protocol import Store
 from optfs.tree import layout
 from optfs.tree.listings import Lister, Listing
-from optfs.values import LOOK_AGAIN, Clock, Deadline, ObjectInfo, Provider
+from optfs.values import LOOK_AGAIN, Clock, Deadline, Provider
 from optfs.workers import Priority, WorkerPool
 
 logger = logging.getLogger(__name__)
@@ -48,14 +48,7 @@ MAX_RETRIES = 2
 """Such tries at once: a store that doesn't answer holds each up for the whole timeout, and the pool's threads are for reading."""
 
 RELIST = 5.0
-"""Least age, in times that it took to make, of a listing that is made anew for the second time for what was found gone: many such finds, as in
-a day that is being deleted, cost a share of the time."""
-
-GONE_HOLDS = 60.0
-"""Seconds after which a version that was found gone may be found gone anew: the same content may have been there again meanwhile."""
-
-MAX_GONE = 1000
-"""Versions found gone that are remembered; about 300 bytes each."""
+"""Least age, in times that it took to make, at which a listing that took the place of an outdated one is made anew for the same reason."""
 
 MAX_WARNINGS = 100
 """Keys named in warnings before they stop, so that a broken export can't fill the log."""
@@ -158,7 +151,6 @@ class HeldListings:
         self._failing: set[Provider] = set()
         self._refusing: set[Provider] = set()  # stores that refused the last listing
         self._warned: set[str] = set()
-        self._gone: OrderedDict[tuple[Provider, str, str], float] = OrderedDict()  # versions found gone, and when they first were
         self._objects = 0
         self._pages = self._failures = self._hits = self._stale = self._prefetched = 0
         self._closed = False
@@ -256,20 +248,11 @@ class HeldListings:
             self._stale += 1
         return old
 
-    def disbelieve(self, listing: Listing, gone: ObjectInfo) -> None:
+    def disbelieve(self, listing: Listing) -> None:
         """Note that a listing shows a version that isn't there any more, unless another one has taken its place."""
         with self._lock:
             held = self._held.get(listing.unit)
-            if held is None or held.listing is not listing:
-                return
-            now, version = self._clock(), (gone.provider, gone.key, gone.version)
-            said_at = self._gone.get(version, now)
-            if now - said_at >= GONE_HOLDS:
-                said_at = now
-            self._gone[version] = said_at
-            if len(self._gone) > MAX_GONE:
-                self._gone.popitem(last=False)
-            if listing.asked_at <= said_at:
+            if held is not None and held.listing is listing:
                 held.outdated = True
                 if flight := self._flights.get(listing.unit):  # which may have looked before
                     flight.outdated = True
