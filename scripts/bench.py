@@ -3,8 +3,9 @@
     python scripts/bench.py [--runs 3] [--tests seq,par8,…] [--programs optfs,s3fs,…] [--latency-ms 30] [--rate-mb 80] [--picture FILE]
 
 A peer that is not installed is left out and named. Medians are printed with the smallest and largest run, then the ratio of the best peer
-to optfs (over 1: optfs is faster). A test that takes more than two minutes is ended. Memory, CPU seconds and requests belong to the program
-and the test alone. The data lies in memory where /dev/shm has 4 GiB free, else in the folder for temporary files.
+to optfs (over 1: optfs is faster); at the end all of them in one table. A test that takes more than two minutes is ended. Memory, CPU seconds
+and requests belong to the program and the test alone. The data lies in memory where /dev/shm has 4 GiB free, else in the folder for
+temporary files.
 """
 
 import argparse
@@ -19,6 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -153,6 +155,34 @@ def report(measure: Measure, results: dict[str, list[Result]]) -> dict[str, floa
     return medians
 
 
+def print_table(results: dict[Measure, dict[str, list[Result]]]) -> None:
+    """Print all medians as one table in Markdown, a row a test, and below them what belongs to the programs."""
+    names = list(dict.fromkeys(name for by_name in results.values() for name, rows in by_name.items() if rows))
+
+    def row(title: str, cell: Callable[[str], str]) -> str:
+        return f"| {title} | " + " | ".join(cell(name) for name in names) + " |"
+
+    def median(measure: Measure, name: str) -> str:
+        rows = results[measure].get(name, [])
+        if not rows or rows[0].stopped:
+            return f"over {LIMIT:.0f} s" if rows else ""
+        return speed(measure, statistics.median(each.seconds for each in rows))
+
+    def of_all(name: str) -> list[Result]:
+        return [each for by_name in results.values() for each in by_name.get(name, [])]
+
+    print("\n" + row("", str))
+    print("|---" * (len(names) + 1) + "|")
+    for measure in results:
+        print(row(measure.title, lambda name, measure=measure: median(measure, name)))  # type: ignore[misc]  # mypy can't infer its default
+    streams = [measure for measure in results if measure.name == "seq"]
+    for measure in streams:
+        cpu = {name: [each.cpu for each in rows if not each.stopped] for name, rows in results[measure].items()}
+        print(row("CPU seconds of the stream", lambda name, cpu=cpu: f"{statistics.median(cpu[name]):.2f}" if cpu.get(name) else ""))  # type: ignore[misc]  # as above
+    print(row("usable after", lambda name: f"{statistics.median(each.ready for each in of_all(name)):.2f} s"))
+    print(row("largest resident memory", lambda name: f"{max(each.peak for each in of_all(name)) / MiB:.0f} MiB"))
+
+
 def picture(path: Path, table: dict[str, dict[str, float]]) -> None:
     """Draw one group of bars a test, seconds on a logarithmic scale."""
     import matplotlib as mpl  # noqa: PLC0415 - only with --picture
@@ -202,6 +232,7 @@ def main() -> None:
         chosen.remove(program)
     print(f"{os.cpu_count()} cores, Python {sys.version.split()[0]}, {time.strftime('%Y-%m-%d')}, uid {os.geteuid()}")
     table: dict[str, dict[str, float]] = {}
+    all_results: dict[Measure, dict[str, list[Result]]] = {}
     with tempfile.TemporaryDirectory(prefix="optfs-bench-", dir=data_folder()) as name:
         folder = Path(name)
         server = Server(folder, arguments.latency_ms / 1000, int(arguments.rate_mb * 1e6))
@@ -225,6 +256,8 @@ def main() -> None:
                             print(f"{program.name} can't be mounted here and is left out: {error}", flush=True)
                             chosen.remove(program)
                 table[measure.name] = report(measure, results)
+                all_results[measure] = results
+            print_table(all_results)
         finally:
             server.close()
     if arguments.picture:

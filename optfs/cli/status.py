@@ -39,8 +39,9 @@ def lines(mount: Document) -> list[str]:
         )
         return [f"{mount['mountpoint']}: {mount['state']}; {advice}"]
     cache, requests, blocks = mount["cache"], mount["requests"], mount["blocks"]
+    carrier = f", carrier {mount['carrier']}" if mount.get("carrier", "direct") != "direct" else ""  # older versions told none
     shown = [
-        f"{mount['mountpoint']}: account {mount['account']}, {' and '.join(mount['providers'])}, {mount['binding']}",
+        f"{mount['mountpoint']}: account {mount['account']}, {' and '.join(mount['providers'])}, {mount['binding']}{carrier}",
         f"  process     {mount['pid']}, optfs {mount['version']}, up {span(mount['uptime'])}, {size(mount['memory']['resident'])} resident",
     ]
     for credential in mount["credentials"]:

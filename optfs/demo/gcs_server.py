@@ -2,6 +2,8 @@
 
 Facts from Google's reference (Objects: list, Objects: get). A project to bill (`userProject`) stands in the request log's query. `fields`
 is honoured as far as a listing's own members and `items(…)` go: who doesn't ask for `nextPageToken` doesn't get one.
+
+Where the services aren't `strict`, no token is asked for, as other programs to mount a bucket can't be given one for this server.
 """
 
 import json
@@ -24,11 +26,12 @@ class GcsHandler:
 
     service: Service = "gcs"
 
-    def __init__(self, bucket: Bucket, account: Account, issuer: Issuer, paging: Paging) -> None:
+    def __init__(self, bucket: Bucket, account: Account, issuer: Issuer, paging: Paging, *, strict: bool = True) -> None:
         self._bucket = bucket
         self._account = account
         self._issuer = issuer
         self._paging = paging
+        self._strict = strict
 
     def classify(self, request: Request) -> None:
         """Tell listings and gets of objects from all else. A key's slashes are encoded in the path."""
@@ -45,7 +48,7 @@ class GcsHandler:
 
     def answer(self, request: Request) -> Response:
         """Return the answer to a request."""
-        if not self._issuer.token_is_good(request.headers.get("authorization", "").removeprefix("Bearer ")):
+        if self._strict and not self._issuer.token_is_good(request.headers.get("authorization", "").removeprefix("Bearer ")):
             refusal = error(401, "Invalid Credentials", "authError")
             refusal.headers["WWW-Authenticate"] = 'Bearer realm="https://accounts.google.com/"'
             return refusal

@@ -63,7 +63,7 @@ class Services:
             latency: seconds before the first byte of each answer to a list or a get.
             rate: bytes a second of each body; None: no limit.
             token: the personal access token; None: a random one.
-            strict: whether S3 denies all that an export's users are denied.
+            strict: whether the stores deny all that an export's users are denied.
             clock: wall clock that credentials expire by.
 
         """
@@ -83,7 +83,7 @@ class Services:
         handlers = (
             ApiHandler(self._account, self.issuer, self._token_state),
             S3Handler(self.s3_bucket, self._account, self.issuer, self.paging, strict=strict),
-            GcsHandler(self.gcs_bucket, self._account, self.issuer, self.paging),
+            GcsHandler(self.gcs_bucket, self._account, self.issuer, self.paging, strict=strict),
         )
         self._api, self._s3, self._gcs = self._servers = [
             HttpServer(handler, self.requests, self.faults, self.pace) for handler in handlers

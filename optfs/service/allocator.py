@@ -3,9 +3,10 @@
 glibc gives each thread an arena of its own, and what one frees another can't use: 24 fetching threads with buffers of mixed sizes held
 210 MiB of resident memory, 120 MiB with two arenas.
 
-By itself it also gives each buffer of some MiB back to the system when it is freed, and the system clears new pages for the next: 1 GiB in
-one stream met 75,000 to 105,000 page faults. Kept for reuse up to a bound they are 37,000 to 47,000, and the stream takes 0.96 s of CPU
-instead of 1.03, with the cache 1.63 instead of 1.74 (medians of three, in turns); resident memory stays what it was. Elsewhere (musl, macOS) there is nothing to set.
+By itself it also gives freed memory back to the system, which clears new pages for the next buffer: 1 GiB in one stream met 75,000 to
+105,000 page faults. So some is kept: the stream meets 37,000, with the cache 50,000, and takes 7 to 10 % less CPU. But a buffer of a whole
+block is mapped and unmapped by itself (`reading.blocks` keeps spare ones): among smaller ones it left holes, and 64 readers with a `--memory`
+of 256 MiB took 379 to 475 MiB, now 333 to 393. Elsewhere (musl, macOS) there is nothing to set.
 
 A core file would hold the token and credentials, so none is written. `PR_SET_DUMPABLE` would do the same, but it takes /proc/self away from a
 process that isn't root's, which tools of the user's own need.
@@ -23,7 +24,7 @@ _M_ARENA_MAX = -8
 
 _SETTINGS = {
     _M_ARENA_MAX: 2,
-    _M_MMAP_THRESHOLD: 32 * MiB,  # the most it takes; what is larger is mapped and unmapped alone
+    _M_MMAP_THRESHOLD: 3 * MiB,  # between libfuse's buffers of 1 MiB and a block's of 4
     _M_TRIM_THRESHOLD: 32 * MiB,  # free memory at an arena's end that is kept; 64 MiB saved no more
 }
 

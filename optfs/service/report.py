@@ -29,6 +29,7 @@ def document(mount: Mount) -> dict[str, Any]:
         "account": mount.account,
         "providers": [each.provider for each in mount.connected],
         "binding": mount.binding,
+        "carrier": mount.config.carrier,
         "version": optfs.__version__,
         "pid": os.getpid(),
         "started": moment(mount.started_at),

@@ -41,7 +41,7 @@ class Program:
 
     Attributes:
         executable: what must be installed.
-        arguments: with {s3}, {mount}, {cache} and {password_file} in them.
+        arguments: with {s3}, {gcs}, {mount}, {cache} and {password_file} in them.
         caches: whether it keeps what it read on the disk.
 
     """
@@ -82,6 +82,20 @@ def programs() -> list[Program]:
         *(BUCKET, "{mount}", "--prefix", f"{PREFIX}/", "--read-only", "-f", "--endpoint-url", "{s3}", "--force-path-style"),
         *("--region", "us-east-1", "--metadata-ttl", "3600"),
     )
+    gcsfuse = (
+        *(
+            "--foreground",
+            "--implicit-dirs",
+            "-o",
+            "ro",
+            "--anonymous-access",
+            "--enable-hns=false",
+            "--custom-endpoint",
+            "{gcs}/storage/v1/",
+        ),
+        *("--only-dir", PREFIX, "--metadata-cache-ttl-secs", "3600", "--stat-cache-max-size-mb", "-1", "--type-cache-max-size-mb", "-1"),
+        *("--kernel-list-cache-ttl-secs", "3600", "--enable-buffered-read", GCS_BUCKET, "{mount}"),
+    )
     return [
         Program("optfs", sys.executable, ("--provider", "aws", *optfs), True),
         Program("optfs-nocache", sys.executable, ("--provider", "aws", "--cache-size", "0", *optfs), False),
@@ -89,6 +103,7 @@ def programs() -> list[Program]:
         Program("s3fs", "s3fs", s3fs, False),
         Program("rclone", "rclone", (*rclone, *streams), False),
         Program("rclone-full", "rclone", (*rclone, "--vfs-cache-mode", "full", "--vfs-read-ahead", "64M", *streams), True),
+        Program("gcsfuse", "gcsfuse", gcsfuse, False),
         Program("mount-s3", "mount-s3", mountpoint, False),
         Program("mount-s3-cache", "mount-s3", (*mountpoint, "--cache", "{cache}"), True),
     ]
@@ -105,7 +120,13 @@ class Mounted:
         password_file = folder / "s3fs-password"
         password_file.write_text(f"{service.access_key}:{service.secret_key}")
         password_file.chmod(0o600)
-        places = {"{s3}": service.s3, "{mount}": str(self._point), "{cache}": str(cache), "{password_file}": str(password_file)}
+        places = {
+            "{s3}": service.s3,
+            "{gcs}": service.gcs,
+            "{mount}": str(self._point),
+            "{cache}": str(cache),
+            "{password_file}": str(password_file),
+        }
         arguments = list(program.arguments)
         if program.executable == sys.executable:  # optfs's own options come behind its command
             at = arguments.index("-m")

@@ -7,11 +7,11 @@ import sys
 
 
 def test_freed_buffers_are_used_again_where_the_allocator_is_glibcs() -> None:
-    """Else each block's buffer costs a thousand page faults."""
+    """Else each buffer of libfuse's costs 256 page faults."""
     program = (
         "import resource; from optfs.service import allocator; tuned = allocator.tune_malloc();"
         "faults = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt;"
-        "use = lambda: [bytearray(4 << 20) for _ in range(6)] and None;"
+        "use = lambda: [bytearray(1 << 20) for _ in range(24)] and None;"
         "use(); before = faults(); [use() for _ in range(10)]; print(int(tuned), faults() - before)"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60)
