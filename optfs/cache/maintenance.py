@@ -208,7 +208,8 @@ def _verify(folder: Folder, wall: Callable[[], float]) -> VerifyReport:
                     bad.append(name)
             damaged += len(bad)
             if bad:
-                index.run(lambda bad=bad: index.remove(bad))  # type: ignore[misc]  # mypy can't infer a lambda with a default
+                # Not `remove`: a mount may have written one of them anew meanwhile.
+                index.run(lambda bad=bad: index.forget_missing(bad, wall()))  # type: ignore[misc]  # mypy can't infer a lambda with a default
     finally:
         index.close()
     return VerifyReport(checked, damaged, orphans, rows)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from optfs.cache.folder import BLOCKS
+from optfs.cache.folder import BLOCKS, Folder
 from optfs.cache.maintenance import VerifyReport, clear_cache, inspect_cache, verify_cache
 from optfs.errors import ConfigError, ServiceError
 from tests.support.caches import BLOCK, WAIT, HandClock, block_key, file_of, fill, held, index_of, make_cache
@@ -55,6 +55,27 @@ def test_verify_drops_what_is_damaged_and_only_that(tmp_path: Path) -> None:
     assert verify_cache(tmp_path) == VerifyReport(checked=3, damaged=0, orphans=0, rows=0)
     assert held(cache, *KEYS) == [False] * 3 + [True] * 3
     assert cache.stats().damaged == 0
+    cache.close()
+
+
+def test_verify_forgets_no_block_that_a_mount_writes_anew_meanwhile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file without a row would count for no limit."""
+    cache = make_cache(tmp_path)
+    fill(cache, *KEYS)
+    damaged = file_of(tmp_path, KEYS[0])
+    damaged.write_bytes(damaged.read_bytes()[:-1])
+    unlink_in = Folder.unlink_in
+
+    def unlink_and_fill(folder: Folder, shard: int, name: str) -> bool:
+        done = unlink_in(folder, shard, name)
+        fill(cache, KEYS[0])
+        return done
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Folder, "unlink_in", unlink_and_fill)
+        assert verify_cache(tmp_path).damaged == 1
+    assert verify_cache(tmp_path) == VerifyReport(checked=6, damaged=0, orphans=0, rows=0)
+    assert held(cache, *KEYS) == [True] * len(KEYS)
     cache.close()
 
 
