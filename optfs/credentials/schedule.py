@@ -5,8 +5,8 @@ Rules:
 - A credential's lifetime is measured on the monotonic clock from when it was asked for, so that a wall clock that jumps changes nothing.
 - It is renewed when a quarter of its lifetime is left, and up to a tenth of the lifetime earlier at random, so that many mounts don't ask
   at once.
-- The announced lifetime is the announced expiry less the wall clock. Where that makes no sense (none left, or more than was asked for: a
-  wall clock that is wrong), the lifetime asked for is taken.
+- The announced lifetime is the announced expiry less the wall clock, but no more than was asked for: a wall clock that is slow makes it
+  look longer than it is. Where none is left (a wall clock that is wrong), the lifetime asked for is taken.
 - A credential that a store rejects before its time shows that the lifetime was guessed too long (GCS announces none): the age at which it
   was rejected is remembered and bounds later guesses (`Guess`). As a rejection may have had another reason, the bound triples once
   `TRUSTED` credentials in a row lived up to it.
@@ -68,10 +68,7 @@ def lifetime(announced_expiry: float | None, wall_now: float, requested: float) 
     if announced_expiry is None:
         return requested
     announced = announced_expiry - wall_now
-    # A minute more than asked for is the clocks' difference; more is a wrong clock.
-    if announced <= 0 or announced > requested + 60:
-        return requested
-    return max(announced, SHORTEST)
+    return max(min(announced, requested), SHORTEST) if announced > 0 else requested
 
 
 def term(start: float, seconds: float, luck: float) -> Term:
