@@ -50,7 +50,7 @@ def check_range(status: int, headers: Mapping[str, str], info: ObjectInfo, start
 
 def gone(info: ObjectInfo, detail: str) -> VersionGone:
     """Return the exception for a version that was overwritten or deleted."""
-    return VersionGone(f"{info.key.rpartition('/')[2]} was changed or deleted after it was opened; open it again", detail=detail)
+    return VersionGone(f"{info.key.rpartition('/')[2]!a} was changed or deleted after it was opened; open it again", detail=detail)
 
 
 def retry_after(headers: Mapping[str, str], now: float) -> float | None:

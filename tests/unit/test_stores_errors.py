@@ -51,7 +51,7 @@ CASES: list[tuple[Provider, str, Answer, type[OptfsError], str]] = [
     ("aws", "list", Answer(403), AccessDenied, "denies"),
     ("aws", "list", Answer(404, xml("NoSuchBucket")), AccessDenied, "no bucket optimizely-events-data"),
     ("aws", "get", Answer(404, xml("NoSuchBucket")), AccessDenied, "no bucket"),
-    ("aws", "get", Answer(404, xml("NoSuchKey")), VersionGone, "p was changed or deleted"),
+    ("aws", "get", Answer(404, xml("NoSuchKey")), VersionGone, "'p' was changed or deleted"),
     ("aws", "get", Answer(412, xml("PreconditionFailed")), VersionGone, "open it again"),
     ("aws", "get", Answer(416, xml("InvalidRange")), VersionGone, "open it again"),
     ("aws", "list", Answer(301, xml("PermanentRedirect"), {"x-amz-bucket-region": "eu-central-1"}), ServiceError, "in eu-central-1"),

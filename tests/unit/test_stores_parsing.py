@@ -8,7 +8,7 @@ import pytest
 
 from optfs.errors import InvalidResponse, OptfsError, VersionGone
 from optfs.stores import gcs
-from optfs.stores.ranges import check_range, looks_like_html, range_header, retry_after
+from optfs.stores.ranges import check_range, gone, looks_like_html, range_header, retry_after
 from optfs.stores.s3_listing import parse_listing, parse_time
 from optfs.values import ObjectInfo
 
@@ -146,6 +146,13 @@ def test_wrong_answers_are_refused_before_a_byte_is_read(status: int, answer: di
     """Other bytes, another length, another size, or none of it told."""
     with pytest.raises(error):
         check_range(status, answer, INFO, 10, 5)
+
+
+def test_a_name_cannot_break_the_line_that_tells_of_it() -> None:
+    """Whoever can write keys could forge a line of the log."""
+    told = gone(ObjectInfo("v1/account_id=1/a/p\n2026-11-01 forged \udce9", 1, 0.0, "e", "aws"), "status 404").message
+    assert told.isprintable()
+    assert told.startswith(r"'p\n2026-11-01 forged \udce9' was changed or deleted")
 
 
 def test_pauses_that_services_ask_for() -> None:
