@@ -12,6 +12,8 @@ Rules:
 - Rows come before files and go after them, so that the rows' sum is never less than what lies on the disk; evicted files are removed
   inside the transaction that removes their rows. A row whose file is yet to come isn't evicted: its room is promised. A row is forgotten
   only where its file is missing: another process may have written it anew.
+- `expire_time` is when a promise ends, NULL once the file has come. It saves `promised` from looking for every file; whether a file is there
+  decides.
 - No WAL and no memory map: with either, somebody who cuts the file kills the process (SIGBUS).
 - Nothing is synced: a cache may lose its index when the machine stops. It is checked when opened, its counters are counted anew, and rows
   that aren't ours are dropped. What is damaged is made anew, and the files are taken in again by their names.
@@ -165,8 +167,16 @@ class BlockIndex(diskcache.Cache):  # type: ignore[misc]  # diskcache has no typ
 
     def add(self, name: str, cost: int, at: float) -> None:
         """Add or replace the row of a block stored and last used `at`, seconds since the epoch; within `run`."""
-        self.set(name, cost)
-        self._sql("UPDATE Cache SET store_time = ?, access_time = ? WHERE key = ? AND raw = 1", (at, at, name))
+        self._add(name, cost, at, None)
+
+    def promise(self, name: str, cost: int, at: float) -> None:
+        """Add or replace the row of a block whose file is yet to come; as `add` else."""
+        self._add(name, cost, at, at + IN_FLIGHT)
+
+    def promised(self, now: float) -> int:
+        """Return what blocks whose files are yet to come will cost, bytes; within `run`. `now`: seconds since the epoch."""
+        rows = self._sql("SELECT key, size FROM Cache WHERE expire_time BETWEEN ? AND ?", (now, now + 2 * IN_FLIGHT))
+        return sum(size for name, size in rows if parse_name(name) and self._folder.stat(name) is None)
 
     def touch(self, uses: Iterable[tuple[str, float]]) -> None:
         """Set when blocks were used last, seconds since the epoch; within `run`."""
@@ -185,9 +195,11 @@ class BlockIndex(diskcache.Cache):  # type: ignore[misc]  # diskcache has no typ
         self.remove([name for name in names if self._folder.stat(name) is None and not self._folder.is_in_flight(name, now)])
 
     def drop_unknown(self, names: Iterable[str]) -> None:
-        """Remove files of blocks that have no row; within `run`."""
+        """Remove those of the files just written that have no row, and note that the others have come; within `run`."""
         for name in names:
-            if not self.has(name):
+            if self.has(name):
+                self._sql("UPDATE Cache SET expire_time = NULL WHERE key = ? AND raw = 1", (name,))
+            else:
                 self._folder.unlink(name)
 
     def evict(self, wanted: int, now: float) -> tuple[int, int]:
@@ -238,6 +250,12 @@ class BlockIndex(diskcache.Cache):  # type: ignore[misc]  # diskcache has no typ
         self._sql("UPDATE Settings SET value = (SELECT COUNT(*) FROM Cache) WHERE key = 'count'")
         if not self.rows():  # new, or emptied by damage: there may be files all the same
             self._sql("PRAGMA user_version = 0").fetchall()
+
+    def _add(self, name: str, cost: int, at: float, promised_until: float | None) -> None:
+        self.set(name, cost)
+        self._sql(
+            "UPDATE Cache SET store_time = ?, access_time = ?, expire_time = ? WHERE key = ? AND raw = 1", (at, at, promised_until, name)
+        )
 
     def _one(self, statement: str) -> Any:
         return self._sql(statement).fetchone()[0]

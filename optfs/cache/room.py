@@ -1,7 +1,9 @@
 """How much must go before something comes: the limit and the free-space floor. Pure.
 
 Rules: what a file costs is what `du` shows for it, not its length, so that the limit holds however a user looks. The index, its journal
-and the folders count too. Room is made before anything is written; the limit and the floor are never passed, not even for a moment.
+and the folders count too. Room is made before anything is written, and what mounts of the same folder have promised to write counts as
+written; so none of them passes the limit or the floor, not even for a moment. The floor is kept by blocks alone: the index's own growth and
+its journal (`_JOURNAL` at most) may go below it, as what other programs write may.
 """
 
 from dataclasses import dataclass
@@ -38,5 +40,5 @@ def overhead(index_size: int, new_rows: int) -> int:
 
 
 def to_evict(*, limit: int, used: int, new: int, free: int, floor: int) -> int:
-    """Return how many bytes must go so that `new` may come, with `used` held and `free` free on the file system."""
+    """Return how many bytes must go so that `new` may come, with `used` held and `free` neither taken nor promised."""
     return max(used + new - limit, new + floor - free if new or free < floor else 0, 0)

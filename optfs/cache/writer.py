@@ -207,9 +207,10 @@ class Writer:
         """Make room, add the rows of what fits, and return the names to write; within a transaction."""
         blocks = [block for block in blocks if self._wanted(folder, index, block.name)]
         used = index.used() + room.overhead(index.file_size(), len(blocks))
+        promised = index.promised(self._wall())  # before the space is looked at: a file that comes in between counts twice, not never
         free, total = self._space(folder)
         new = sum(block.cost for block in blocks)
-        bounds = {"limit": self._limits.size, "used": used, "free": free, "floor": self._limits.min_free.of(total)}
+        bounds = {"limit": self._limits.size, "used": used, "free": free - promised, "floor": self._limits.min_free.of(total)}
         largest = max(0, self._limits.size - used + index.used())
         while blocks and new > largest:  # not even an empty cache would hold them
             new -= blocks.pop().cost
@@ -220,7 +221,7 @@ class Writer:
             cost = blocks.pop().cost
             lacking -= cost
         for block in blocks:
-            index.add(block.name, block.cost, self._wall())
+            index.promise(block.name, block.cost, self._wall())
         self._handover.looked(index.used(), gone)
         return {block.name for block in blocks}
 

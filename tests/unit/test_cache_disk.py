@@ -150,6 +150,38 @@ def test_the_free_space_floor_is_kept(tmp_path: Path) -> None:
     cache.close()
 
 
+def test_mounts_that_share_a_folder_keep_the_free_space_floor_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What one was promised room for, and hasn't written yet, the other doesn't take for free."""
+    stuck, reached = threading.Event(), threading.Event()
+    write = Folder.write
+
+    def stick(self: Folder, name: str, parts: Sequence[bytes | memoryview], now: float) -> bool:
+        reached.set()
+        stuck.wait(WAIT)
+        return write(self, name, parts, now)
+
+    def space(folder: Folder) -> tuple[int, int]:
+        return 8 * MiB - disk_usage(folder.path), 8 * MiB
+
+    keys = [block_key(number, 2 * MiB) for number in range(2)]
+    one, two = (make_cache(tmp_path, min_free=FreeFloor(size=5 * MiB), statvfs=space) for _ in range(2))
+    assert two.flush(WAIT)
+    with monkeypatch.context() as patch:
+        patch.setattr(Folder, "write", stick)
+        one.put(keys[0], memoryview(content(keys[0])))
+        assert reached.wait(WAIT)
+        two.put(keys[1], memoryview(content(keys[1])))
+        assert two.flush(WAIT / 6)  # it drops the block: had it taken it, it would be stuck, too
+        stuck.set()
+        assert one.flush(WAIT)
+    assert 8 * MiB - disk_usage(tmp_path / BLOCKS) >= 5 * MiB
+    assert held(one, *keys) == [True, False]
+    fill(two, keys[1])
+    assert held(one, *keys) == [False, True]
+    one.close()
+    two.close()
+
+
 def test_nothing_is_stored_where_others_hold_the_disk(tmp_path: Path) -> None:
     """Below the floor with nothing left to evict, blocks are dropped, and nothing is reported as broken."""
     cache = make_cache(tmp_path, min_free=FreeFloor(size=1000), statvfs=lambda _: (999, 10_000_000))

@@ -45,6 +45,21 @@ def test_room_that_is_promised_to_a_block_under_way_is_not_given_away(folder: Fo
     assert (index.rows(), index.used()) == (0, 0)
 
 
+def test_what_is_promised_is_what_has_no_file_yet(folder: Folder, index: BlockIndex) -> None:
+    """Whether or not its writer has told that it came; what is older than a minute was promised to somebody who was killed."""
+    for number, name in enumerate(NAMES):
+        index.run(lambda name=name, number=number: index.promise(name, 1 << number, NOW + 9 * (number == 3)))  # type: ignore[misc]  # a lambda with defaults
+    assert index.run(lambda: index.promised(NOW)) == 15
+    for name in NAMES[:2]:
+        assert folder.write(name, [b"x"], NOW)
+    index.run(lambda: index.drop_unknown(NAMES[:1]))
+    assert index.run(lambda: index.promised(NOW)) == 12
+    assert index.run(lambda: index.promised(NOW + IN_FLIGHT + 1)) == 8
+    assert index.run(lambda: index.promised(NOW - IN_FLIGHT - 1)) == 0
+    folder.unlink(NAMES[0])
+    assert index.run(lambda: index.promised(NOW)) == 12  # lost since, not promised
+
+
 def test_a_loss_is_forgotten_where_another_mount_has_written_the_block_anew(folder: Folder, index: BlockIndex) -> None:
     """A file without a row would count for nobody's limit."""
     add(folder, index, NAMES[0], NOW, file=True)
