@@ -40,7 +40,6 @@ class Listing:
         objects: how many files it holds in memory.
         size: bytes of those files.
         complete: whether it is a date with `_SUCCESS`.
-        day: the date's day, or None.
         dates: names of the date folders in it, sorted.
         owners: for folders that not all stores hold: which do, in order of preference.
         asked_at: when the first request began, by the monotonic clock.

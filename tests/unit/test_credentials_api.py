@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from optfs.credentials.api import ApiClient, documented_root
+from optfs.credentials.api import FIRST_PAUSE, ApiClient, documented_root
 from optfs.credentials.protocol import AwsCredential, GcpCredential
 from optfs.errors import (
     AccessError,
@@ -140,8 +140,9 @@ def test_tries_have_an_end() -> None:
         with pytest.raises(ServiceUnavailable):
             client(server.url, pause=pauses).fetch_gcp()
         assert len(server.seen) == 4
-    assert pauses.seconds == sorted(pauses.seconds)
-    assert pauses.seconds[0] > 0
+    assert len(pauses.seconds) == 3
+    for seconds, bound in zip(pauses.seconds, (FIRST_PAUSE, 2 * FIRST_PAUSE, 4 * FIRST_PAUSE), strict=True):
+        assert bound / 2 <= seconds <= bound
 
 
 @pytest.mark.parametrize("asked", ["7", email.utils.format_datetime(datetime.datetime.fromtimestamp(NOW + 7, datetime.UTC), usegmt=True)])
