@@ -34,6 +34,7 @@ import urllib3.exceptions
 from optfs.credentials.protocol import AwsCredential, GcpCredential, Grant
 from optfs.credentials.watch import Watch
 from optfs.errors import AccessError, ConfigError, InvalidResponse, NoExport, OptfsError, ServiceError, ServiceUnavailable, TokenRefused
+from optfs.units import is_loopback
 from optfs.values import AccountRoot, Clock, Deadline, KiB, Provider
 
 logger = logging.getLogger(__name__)
@@ -294,7 +295,7 @@ def _checked_url(url: str) -> SplitResult:
         raise ConfigError("--api-url must be https://HOST/PATH") from None
     if not usable or parts.query or parts.fragment or not url.isprintable() or " " in url:
         raise ConfigError("--api-url must be https://HOST/PATH")
-    if parts.scheme == "http" and parts.hostname not in ("127.0.0.1", "localhost", "::1"):
+    if parts.scheme == "http" and not is_loopback(parts.hostname or ""):
         raise ConfigError("--api-url: a token isn't sent unencrypted; use https (http is for this computer alone)")
     return parts
 

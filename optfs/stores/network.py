@@ -9,7 +9,6 @@ Rules:
 Nothing is sent here, and no lock is needed.
 """
 
-import ipaddress
 import os
 import ssl
 import urllib.request
@@ -20,16 +19,7 @@ import urllib3.exceptions
 import urllib3.util
 
 from optfs.errors import ConfigError
-
-
-def is_loopback(host: str) -> bool:
-    """Return whether a host is this computer by its very name."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
+from optfs.units import is_loopback
 
 
 def server(url: str) -> tuple[str, str, int]:

@@ -24,6 +24,7 @@ from optfs.errors import (
     ServiceUnavailable,
     TokenRefused,
 )
+from optfs.units import parse_url
 from optfs.values import AccountRoot
 from tests.support import api_stand_in as stand_in
 from tests.support.api_stand_in import AWS_BODY, GCP_BODY, Answer, StandIn, answer, refusal
@@ -382,6 +383,13 @@ def test_urls_that_a_token_is_not_sent_to(url: str) -> None:
     """Https, or http on loopback; told before anything is sent."""
     with pytest.raises(ConfigError, match="--api-url"):
         client(url)
+
+
+@pytest.mark.parametrize("url", ["https://api.optimizely.com/v2", "http://127.0.0.2:1", "http://LOCALHOST:1", "http://[::1]:1/v2"])
+def test_urls_that_a_token_is_sent_to(url: str) -> None:
+    """Http to this computer by any of its own names, as the configuration has it."""
+    assert parse_url(url)
+    client(url)
 
 
 def test_the_token_is_read_for_each_exchange() -> None:
