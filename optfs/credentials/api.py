@@ -15,7 +15,6 @@ Threads: one at a time fetches (at the start the caller's, then the renewal thre
 """
 
 import datetime
-import email.utils
 import json
 import logging
 import math
@@ -34,6 +33,7 @@ import urllib3.exceptions
 from optfs.credentials.protocol import AwsCredential, GcpCredential, Grant
 from optfs.credentials.watch import Watch
 from optfs.errors import AccessError, ConfigError, InvalidResponse, NoExport, OptfsError, ServiceError, ServiceUnavailable, TokenRefused
+from optfs.headers import parse_retry_after
 from optfs.units import is_loopback
 from optfs.values import AccountRoot, Clock, Deadline, KiB, Provider
 
@@ -235,7 +235,7 @@ class ApiClient:
             return ServiceUnavailable(
                 f"the Authentication API is {'overloaded' if status in (429, 503) else 'failing'} (status {status}); try again later",
                 detail=detail,
-                retry_after=_retry_after(response.headers.get("Retry-After"), self._wall_clock()),
+                retry_after=parse_retry_after(response.headers.get("Retry-After"), self._wall_clock()),
             )
         if 300 <= status < 400:
             return ServiceError(f"{self._host} redirects, and a token is sent to no other address; check --api-url", detail=detail)
@@ -354,15 +354,3 @@ def _error_fields(body: bytes) -> dict[str, str]:
     if not isinstance(value, dict):
         return {}
     return {name: "".join(filter(str.isprintable, str(value[name])))[:200] for name in ("code", "message", "uuid") if value.get(name)}
-
-
-def _retry_after(value: str | None, now: float) -> float | None:
-    if value is None:
-        return None
-    if value.isascii() and value.strip().isdigit():
-        return float(value)
-    try:
-        moment = email.utils.parsedate_to_datetime(value)
-        return max(0.0, moment.replace(tzinfo=moment.tzinfo or datetime.UTC).timestamp() - now)
-    except (ValueError, OverflowError):
-        return None

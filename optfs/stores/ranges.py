@@ -1,13 +1,13 @@
 """What an answer to a ranged GET must look like before a byte of its body is believed, the same for all stores. Pure.
 
-Facts from RFC 9110 (Content-Range, Retry-After).
+Facts from RFC 9110 (Content-Range).
 """
 
 import re
 from collections.abc import Mapping
-from email.utils import parsedate_to_datetime
 
 from optfs.errors import InvalidResponse, VersionGone
+from optfs.headers import parse_retry_after
 from optfs.values import ObjectInfo
 
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)")
@@ -55,13 +55,7 @@ def gone(info: ObjectInfo, detail: str) -> VersionGone:
 
 def retry_after(headers: Mapping[str, str], now: float) -> float | None:
     """Return the seconds that the service asks to wait (`now`: seconds since the epoch), or None."""
-    value = headers.get("Retry-After", "").strip()
-    if value.isascii() and value.isdigit():
-        return float(value)
-    try:
-        return max(0.0, parsedate_to_datetime(value).timestamp() - now)
-    except (ValueError, OverflowError):
-        return None
+    return parse_retry_after(headers.get("Retry-After"), now)
 
 
 def looks_like_html(body: bytes) -> bool:

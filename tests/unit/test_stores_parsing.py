@@ -164,6 +164,16 @@ def test_pauses_that_services_ask_for() -> None:
         assert retry_after(value, 0.0) is None
 
 
+def test_a_date_without_a_zone_is_in_utc(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wherever this computer is."""
+    with monkeypatch.context() as patch:
+        patch.setenv("TZ", "Asia/Tokyo")
+        time.tzset()
+        asked = retry_after({"Retry-After": "Mon, 12 Jan 1970 13:47:10 -0000"}, 1_000_000.0)
+    time.tzset()
+    assert asked == 30.0
+
+
 def test_web_pages_are_told_from_answers() -> None:
     """By their beginning."""
     assert looks_like_html(b"\xef\xbb\xbf\n <!DOCTYPE HTML><html>")
