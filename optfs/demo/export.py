@@ -69,25 +69,6 @@ class Part:
     revenue: int = 0
 
 
-def generate(
-    *,
-    days: int = 30,
-    experiments: int = 20,
-    events: int = 20,
-    rows: int = 100,
-    seed: int = 1,
-    end_date: datetime.date = END,
-) -> Iterator[tuple[str, bytes]]:
-    """Yield key (below the account's prefix) and content of each object.
-
-    Raises:
-        ConfigError: pyarrow isn't installed.
-
-    """
-    for part in parts(Plan(days, experiments, events, rows, seed, end_date)):
-        yield part.key, part.data
-
-
 def parts(plan: Plan) -> Iterator[Part]:
     """Yield each object with what is in it, day by day.
 

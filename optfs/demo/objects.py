@@ -9,7 +9,6 @@ Lock order: `Bucket._lock` is a leaf.
 
 import bisect
 import hashlib
-import os
 import threading
 import time
 from base64 import urlsafe_b64decode, urlsafe_b64encode
@@ -81,15 +80,6 @@ class Bucket:
         self._versions: dict[str, Version] = {}
         self._sorted: list[bytes] = []
         self._generation = 1_700_000_000_000_000  # GCS's generations are microseconds since the epoch: 16 digits
-
-    @classmethod
-    def from_folder(cls, path: Path, prefix: str) -> "Bucket":
-        """Return a bucket with every file below `path` as `<prefix><relative path>`; contents are read when asked for."""
-        bucket = cls()
-        files = sorted(Path(folder) / name for folder, _, names in os.walk(path) for name in names)
-        for file in files:
-            bucket.put(prefix + file.relative_to(path).as_posix(), file, mtime=file.stat().st_mtime)
-        return bucket
 
     def put(self, key: str, data: bytes | Path, *, mtime: float | None = None) -> Version:
         """Write an object, or a new version of it. A file given as a path must not change afterwards."""

@@ -80,13 +80,9 @@ def test_unknown_tokens_are_refused() -> None:
             Bucket().list_page("", continuation=token)
 
 
-def test_a_folder_becomes_a_bucket(tmp_path: Path) -> None:
-    """Every file has its relative path behind the prefix, its size and its time; contents stay on disk."""
-    (tmp_path / "type=x").mkdir()
-    (tmp_path / "type=x" / "f").write_bytes(b"12345")
-    bucket = Bucket.from_folder(tmp_path, "v1/")
-    version = bucket.get("v1/type=x/f")
-    assert version is not None
-    assert (version.size, bucket.keys()) == (5, ["v1/type=x/f"])
-    assert version.mtime == pytest.approx((tmp_path / "type=x" / "f").stat().st_mtime, abs=0.001)
-    assert version.part(1, 3) == FilePart(tmp_path / "type=x" / "f", 1, 3)
+def test_a_file_becomes_an_object(tmp_path: Path) -> None:
+    """It has the file's size; its content stays on the disk."""
+    (tmp_path / "f").write_bytes(b"12345")
+    version = Bucket().put("v1/f", tmp_path / "f")
+    assert version.size == 5
+    assert version.part(1, 3) == FilePart(tmp_path / "f", 1, 3)
