@@ -126,8 +126,10 @@ class Blocks:
                     if self._clock() >= look_at:
                         break
                     self._waiting += 1
-                    self._room.wait(min(left, LOOK_AGAIN))
-                    self._waiting -= 1
+                    try:
+                        self._room.wait(min(left, LOOK_AGAIN))
+                    finally:
+                        self._waiting -= 1
             deadline.check_abandoned()
             look_at = self._clock() + LOOK_AGAIN
 
@@ -181,6 +183,13 @@ class Blocks:
         """End a fetch that no worker has begun and no reader wants."""
         with self._lock:
             if fetch.cancel():
+                self._forget(fetch)
+                self._room.notify_all()
+
+    def leave(self, fetch: Fetch) -> None:
+        """A reader wants a fetch no more: it ends if nobody else waits for it and no worker has begun it."""
+        with self._lock:
+            if fetch.leave():
                 self._forget(fetch)
                 self._room.notify_all()
 
@@ -265,8 +274,12 @@ class Blocks:
     def _admit(self, fetch: Fetch) -> None:
         fetch.admitted = True
         self._taken += fetch.length
-        for part in fetch.parts:
-            self._flights.setdefault(part, fetch)
+        try:
+            for part in fetch.parts:
+                self._flights.setdefault(part, fetch)
+        except MemoryError:
+            self._forget(fetch)
+            raise
 
     def _forget(self, fetch: Fetch) -> None:
         """Take a fetch, and the room of its length, out of what is in flight."""

@@ -1,11 +1,17 @@
-"""Brings parts into memory: queues fetches, and runs them in the pool's threads.
+"""Brings parts into memory: from the block cache or, in the pools' threads, from a store.
 
 Algorithm of a fetch: ask the block cache for each part; bring each run of the others by one ranged GET, in order, so that the watermark
 rises; then offer those to the block cache. A run of pieces whose block a stream left in the cache is cut out of that block, and a block all
 of whose pieces are in the cache is made of them.
 
-Rules: a fetch ahead that a reader comes for while it is queued is queued again, before all others; the job that comes second finds it taken.
-Failures of fetches ahead are logged for debugging only. A bug in here ends the fetch, not the reader's patience.
+Rules:
+
+- What a reader waits for is looked for in the block cache by the reader's own thread, before anything is queued: a store that is silent may
+  hold all threads of its pool for the whole of `--timeout`, and what is cached stays readable meanwhile.
+- Each provider has a pool of its own, for the same reason.
+- A fetch ahead that a reader comes for while it is queued is queued again, before all others; the job that comes second finds it taken.
+- A fetch that nobody waits for any more ends in the queue, or between two tries.
+- Failures of fetches ahead are logged for debugging only. A bug or want of memory in here ends the fetch, not the reader's patience.
 
 Locks: none of its own. Called with no lock held.
 """
@@ -14,6 +20,7 @@ import logging
 import traceback
 from collections.abc import Callable, Mapping
 from functools import partial
+from typing import TypeVarTuple
 
 from optfs.cache.protocol import BlockCache, BlockKey
 from optfs.errors import OptfsError, OutOfMemory, ServiceError, ServiceUnavailable, VersionGone
@@ -29,6 +36,11 @@ logger = logging.getLogger(__name__)
 Gone = Callable[[ObjectInfo], None]
 """Told of versions that aren't there any more, by fetching threads; sends nothing."""
 
+_Arguments = TypeVarTuple("_Arguments")
+
+_Found = list[bytes | None]
+"""What the block cache has: of each part, or of all parts as one."""
+
 
 class Fetcher:
     """The way from store and block cache into memory."""
@@ -37,16 +49,16 @@ class Fetcher:
         self,
         stores: Mapping[Provider, Store],
         cache: BlockCache | None,
-        pool: WorkerPool,
+        pools: Mapping[Provider, WorkerPool],
         blocks: Blocks,
         timeout: float,
         clock: Clock,
         gone: Gone,
     ) -> None:
-        """Run fetches in `pool`, each at most `timeout` seconds by `clock`, into `blocks`."""
+        """Run fetches in the `pools` of their providers, each at most `timeout` seconds by `clock`, into `blocks`."""
         self._stores = stores
         self._cache = cache
-        self._pool = pool
+        self._pools = pools
         self._blocks = blocks
         self._timeout = timeout
         self._clock = clock
@@ -60,7 +72,7 @@ class Fetcher:
         fetch = Fetch(info, parts, demanded=True)
         admitted = self._blocks.demand(fetch, deadline)
         if admitted is fetch:
-            self._submit(fetch, Priority.DEMAND)
+            self._start(fetch)
         elif admitted is not None:
             self.join(admitted)
         return admitted
@@ -68,7 +80,7 @@ class Fetcher:
     def join(self, fetch: Fetch) -> None:
         """Note that a reader wants a fetch that somebody else began."""
         if fetch.demand():
-            self._submit(fetch, Priority.DEMAND)
+            self._start(fetch)
 
     def ahead(self, info: ObjectInfo, parts: tuple[Part, ...]) -> Fetch | bool:
         """Queue a fetch that nobody waits for and return it; True: it is known already; False: there is no room now."""
@@ -76,19 +88,35 @@ class Fetcher:
         admitted = self._blocks.ahead(fetch)
         if not admitted:
             return admitted is None
-        self._submit(fetch, Priority.PREFETCH)
+        self._guard(fetch, self._submit, Priority.PREFETCH, None)
         return fetch
 
-    def _submit(self, fetch: Fetch, priority: Priority) -> None:
-        if not self._pool.submit(partial(self._run, fetch.ticket), priority) and fetch.begin():
+    def _start(self, fetch: Fetch) -> None:
+        """Bring what a reader waits for: at once where the block cache has it, else by a worker."""
+        self._guard(fetch, self._look)
+
+    def _look(self, fetch: Fetch) -> None:
+        found = self._lookup(fetch)
+        if None in found:
+            self._submit(fetch, Priority.DEMAND, found)
+        elif fetch.begin():
+            self._take(fetch, found)
+
+    def _submit(self, fetch: Fetch, priority: Priority, found: _Found | None) -> None:
+        """Queue a fetch. `found`: what the block cache has of it; None: it wasn't asked yet."""
+        pool = self._pools[fetch.info.provider]
+        if not pool.submit(partial(self._run, fetch.ticket, found), priority) and fetch.begin():
             self._fail(fetch, ServiceUnavailable("the mount is ending"))
 
-    def _run(self, ticket: Ticket) -> None:
+    def _run(self, ticket: Ticket, found: _Found | None) -> None:
         fetch = ticket.fetch
-        if fetch is None or not fetch.begin():
-            return
+        if fetch is not None and fetch.begin():
+            self._guard(fetch, self._bring, found)
+
+    def _guard(self, fetch: Fetch, work: Callable[[Fetch, *_Arguments], None], *arguments: *_Arguments) -> None:
+        """Do something for a fetch; whatever goes wrong with it ends the fetch."""
         try:
-            self._bring(fetch)
+            work(fetch, *arguments)
         except OptfsError as error:
             # Some of its frames refer to it: a circle that would keep buffers until it is looked for.
             traceback.clear_frames(error.__traceback__)
@@ -104,7 +132,7 @@ class Fetcher:
         """End a fetch with what a store said."""
         try:
             if fetch.speculative:
-                logger.debug("fetching %s ahead failed: %s %s", fetch.info.key, error.message, error.detail)
+                logger.debug("fetching %a ahead failed: %s %s", fetch.info.key, error.message, error.detail)
             if isinstance(error, VersionGone):  # before readers hear of it, who may open the file again at once
                 self._gone(fetch.info)
         finally:
@@ -116,21 +144,32 @@ class Fetcher:
         finally:
             fetch.fail(error)
 
-    def _bring(self, fetch: Fetch) -> None:
+    def _lookup(self, fetch: Fetch) -> _Found:
+        """Return what the block cache has of each part, or of all of them as one."""
+        if self._cache is None:
+            return [None] * len(fetch.parts)
         found = [self._cached(fetch.info, part) for part in fetch.parts]
         if None in found and (block := self._cached_block(fetch)) is not None:
             found = [bytes(block[part[1] - fetch.start :][: part[2]]) for part in fetch.parts]
-        if found == [None]:
-            found = [self._cached_pieces(fetch)]
-        if len(found) == 1 and found[0] is not None:
-            self._land(fetch, memoryview(found[0]), [], fetch.length)
+        return [self._cached_pieces(fetch)] if found == [None] else found
+
+    def _take(self, fetch: Fetch, found: _Found) -> None:
+        """Hand over what the block cache had, all of it."""
+        data = [part for part in found if part is not None]
+        self._land(fetch, memoryview(data[0] if len(data) == 1 else b"".join(data)), [], fetch.length)
+
+    def _bring(self, fetch: Fetch, found: _Found | None) -> None:
+        if found is None:
+            found = self._lookup(fetch)
+        if None not in found:
+            self._take(fetch, found)
             return
         buffer = fetch.spare or bytearray(fetch.length)
         fetch.spare = None
         view = memoryview(buffer)
         readable = view.toreadonly()
         fetch.fill(readable)
-        deadline = Deadline.after(self._clock, self._timeout)
+        deadline = Deadline.after(self._clock, self._timeout, fetch.deserted)
         store = self._stores[fetch.info.provider]
         fresh: list[int] = []
         at = 0

@@ -1,8 +1,8 @@
 """One fetch in flight: a range of one version on its way into memory, shared by all readers that want it.
 
-Life: QUEUED → RUNNING → DONE or FAILED, and QUEUED → FAILED when it is cancelled. Bytes become readable as they arrive: `filled` (the
-watermark) only grows, and a reader that needs no more than that returns although the rest is still on its way, and although the rest may fail
-later.
+Life: QUEUED → RUNNING → DONE or FAILED, and QUEUED → FAILED when it is cancelled, or its last reader leaves. Bytes become readable as they
+arrive: `filled` (the watermark) only grows, and a reader that needs no more than that returns although the rest is still on its way, and
+although the rest may fail later.
 
 The pool's queue holds a `Ticket`, not the fetch, and a ticket forgets its fetch when a worker takes it: a fetch that was queued twice (ahead,
 then again because a reader came) would otherwise keep its buffer alive until the second job's turn.
@@ -46,10 +46,12 @@ class Fetch:
 
     __slots__ = (
         "_changed",
+        "_deserted",
         "_error",
         "_filled",
         "_state",
         "_view",
+        "_waiting",
         "_wanted",
         "admitted",
         "demanded",
@@ -80,11 +82,15 @@ class Fetch:
         self.demanded = demanded
         """Whether a reader waits or waited for it."""
         self.speculative = not demanded
-        """Whether it began (or was cancelled) while no reader wanted it: its failure is then no answer to a reader."""
+        """Whether it began, was cancelled or broke off while no reader wanted it: its failure is then no answer to a reader."""
         self._state = State.QUEUED
         self._filled = 0
         self._wanted = 0
         """The smallest watermark that would let a waiting reader go; 0: nobody waits."""
+        self._waiting = 0
+        """How many readers wait."""
+        self._deserted = False
+        """Whether the last reader that waited left without its bytes."""
         self._view: memoryview | None = None
         self._error: OptfsError | None = None
 
@@ -103,6 +109,7 @@ class Fetch:
         with self._changed:
             promote = self._state is State.QUEUED and not self.demanded
             self.demanded = True
+            self._deserted = False
             return promote
 
     def begin(self) -> bool:
@@ -122,6 +129,25 @@ class Fetch:
                 return False
             self._end(State.FAILED, ServiceUnavailable("the fetch was cancelled"))
             return True
+
+    def leave(self) -> bool:
+        """A reader wants it no more. Return whether nobody does and it was queued: it has ended then."""
+        with self._changed:
+            if self._waiting or self._state in {State.DONE, State.FAILED}:
+                return False
+            self._deserted = True
+            if self._state is not State.QUEUED:
+                return False
+            self.speculative = True
+            self._end(State.FAILED, ServiceUnavailable("the fetch was cancelled"))
+            return True
+
+    def deserted(self) -> bool:
+        """Return whether nobody wants it any more, so that its worker may break off; who comes after that has to begin anew."""
+        with self._changed:
+            if self._deserted:
+                self.speculative = True
+            return self._deserted
 
     def fill(self, view: memoryview) -> None:
         """Set the buffer that bytes will arrive in."""
@@ -164,6 +190,16 @@ class Fetch:
             Abandoned: nobody needs the bytes any more.
 
         """
+        with self._changed:
+            self._waiting += 1
+            self._deserted = False
+        try:
+            return self._wait(upto, deadline)
+        finally:
+            with self._changed:
+                self._waiting -= 1
+
+    def _wait(self, upto: int, deadline: Deadline) -> memoryview:
         while True:
             with self._changed:
                 while True:

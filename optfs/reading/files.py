@@ -15,7 +15,9 @@ Rules:
 - A walk is told of a file when it is first read, not when it is opened: what the kernel's page cache answers needs nothing fetched ahead.
 - Where a fetch ahead failed that a reader had joined, or any for want of memory, which may be there again, the reader tries for itself.
 
-Threads: `read` runs in libfuse's; fetches in the pool's (`fetcher`).
+- Who gives up, killed or overdue, takes along the fetches that nobody else waits for.
+
+Threads: `read` runs in libfuse's; fetches in the pools' (`fetcher`), but for what a reader finds in the block cache.
 Locks: `OpenFile._lock` guards its sequence and what goes with it; `Files._lock` guards shares and walks. Neither is held while the other is taken, or
 over a call into another module but the pure ones.
 """
@@ -64,7 +66,7 @@ class Files:
         stores: Mapping[Provider, Store],
         cache: BlockCache | None,
         *,
-        pool: WorkerPool,
+        pools: Mapping[Provider, WorkerPool],
         memory: int,
         timeout: float,
         clock: Clock = time.monotonic,
@@ -75,7 +77,7 @@ class Files:
         Args:
             stores: by provider.
             cache: blocks on disk, or None. Its backlog of blocks to be written is to be an eighth of `memory` at most.
-            pool: runs the fetches.
+            pools: run the fetches, each those of one provider, so that one that is silent holds up its own alone.
             memory: bound on blocks in memory, on their way to it, and in the cache's backlog, bytes; 2 MiB at least.
             timeout: seconds that one read may take.
             clock: monotonic.
@@ -87,7 +89,7 @@ class Files:
         self.clock = clock
         self.block = grain_for(limit)
         self.blocks = Blocks(limit, self.block, clock)
-        self.fetcher = Fetcher(stores, cache, pool, self.blocks, timeout, clock, gone)
+        self.fetcher = Fetcher(stores, cache, pools, self.blocks, timeout, clock, gone)
         self._lock = threading.Lock()
         # Guarded by _lock: all below.
         self._shares = Shares(limit // 2, 2 * self.block)
@@ -330,7 +332,7 @@ class OpenFile:
     def _collect(self, sources: list[_Source], deadline: Deadline, attempts: int) -> list[memoryview]:
         """Wait for each source and cut what is wanted out of it."""
         views: list[memoryview] = []
-        for source, start, low, high in sources:
+        for at, (source, start, low, high) in enumerate(sources):
             if isinstance(source, memoryview):
                 views.append(source[low - start : high - start])
                 continue
@@ -341,6 +343,9 @@ class OpenFile:
                     self._blocks.overdue(source, error)
                 again = source.failed and (source.speculative or isinstance(error, OutOfMemory))
                 if not (again and attempts > 1 and deadline.remaining() > 0):
+                    for left, _, _, _ in sources[at:]:
+                        if isinstance(left, Fetch):
+                            self._blocks.leave(left)
                     raise
                 views += self._collect(self._sources(low, high, deadline), deadline, attempts - 1)
                 continue

@@ -1,6 +1,6 @@
 """The composition root: everything that one mount consists of, put together, and taken apart in the opposite order.
 
-From bottom to top: stores with retries, the block cache, the pool of fetching threads, the catalog, open files, the file system. `Mount` owns
+From bottom to top: stores with retries, the block cache, the pools of fetching threads, the catalog, open files, the file system. `Mount` owns
 them all but the connections it is given; nothing else in optfs makes one of these for a running mount.
 
 `--memory` is shared: an eighth of it, at most `BACKLOG`, for blocks that wait to be written to the cache, the rest for open files, which
@@ -32,8 +32,8 @@ from optfs.tree.folders import Folder
 from optfs.values import Deadline, Provider
 from optfs.workers import WorkerPool
 
-FETCH_THREADS = 24
-"""Ranged GETs and listings at once: more brought nothing on two cores, fewer left the network idle."""
+THREADS = 24
+"""Ranged GETs of one service at once, and listings ahead of need: more brought nothing on two cores, fewer left the network idle."""
 
 UNUSABLE = frozenset({errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.EINVAL})
 """Errors that tell of a wrong folder, not of a failing disk."""
@@ -96,10 +96,11 @@ class Mount:
         backlog = min(BACKLOG, config.memory // 8) if config.cache_size else 0
         floor = FreeFloor(config.cache_min_free.size, config.cache_min_free.fraction)
         self.cache = open_cache(config.cache_dir, limit=config.cache_size, min_free=floor, backlog=backlog)
-        self.pool = WorkerPool("fetch", FETCH_THREADS)
-        self.catalog = Catalog(stores, pool=self.pool, listing_ttl=config.listing_ttl, timeout=config.timeout)
+        self._pools: dict[Provider, WorkerPool] = {provider: WorkerPool(f"fetch-{provider}", THREADS) for provider in stores}
+        self._lists = WorkerPool("list", THREADS)
+        self.catalog = Catalog(stores, pool=self._lists, listing_ttl=config.listing_ttl, timeout=config.timeout)
         block_cache = _by_origin(self.cache, config) if config.cache_size else None
-        self.files = Files(stores, block_cache, pool=self.pool, memory=config.memory, timeout=config.timeout, gone=self.catalog.gone)
+        self.files = Files(stores, block_cache, pools=self._pools, memory=config.memory, timeout=config.timeout, gone=self.catalog.gone)
         self.filesystem = FileSystem(
             self.catalog,
             self.files,
@@ -140,10 +141,15 @@ class Mount:
         """Return what the block cache did."""
         return self.cache.stats()
 
+    def _close_pools(self) -> None:
+        deadline = Deadline.after(time.monotonic, CLOSE_LIMIT)
+        for pool in (self._lists, *self._pools.values()):
+            pool.close(max(0.0, deadline.remaining()))
+
     def close(self) -> None:
         """End all threads, as far as they end in time, and let go of the cache. What was handed in as `connected` stays the caller's."""
         with contextlib.ExitStack() as stack:
             stack.callback(self.cache.close)
-            stack.callback(self.pool.close, CLOSE_LIMIT)
+            stack.callback(self._close_pools)
             stack.callback(self.files.close, CLOSE_LIMIT)
             stack.callback(self.catalog.close)

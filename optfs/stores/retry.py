@@ -162,6 +162,7 @@ class _Tries:
 
     def failed(self, error: OptfsError, *, progressed: bool) -> None:
         """Return when another try is to be made; raise otherwise."""
+        self._deadline.check_abandoned()
         if progressed:
             self._fruitless = self._invalid = 0
         if isinstance(error, RejectedCredential):

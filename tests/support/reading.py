@@ -144,7 +144,7 @@ def reading(
 ) -> Iterator[Files]:
     """Give files over a fake store, read by `through` if given, and end their pool."""
     pool = WorkerPool("fetch", threads)
-    files = Files({"aws": through or store}, cache, pool=pool, memory=memory, timeout=timeout, clock=clock, gone=gone)
+    files = Files({"aws": through or store}, cache, pools={"aws": pool}, memory=memory, timeout=timeout, clock=clock, gone=gone)
     try:
         yield files
     finally:

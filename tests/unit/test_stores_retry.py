@@ -7,6 +7,7 @@ import pytest
 
 from optfs.credentials.protocol import GcpCredential
 from optfs.errors import (
+    Abandoned,
     AccessDenied,
     AccessError,
     DeadlineExceeded,
@@ -277,3 +278,13 @@ def test_what_is_mended_or_gone_is_no_news(caplog: pytest.LogCaptureFixture) -> 
     with pytest.raises(VersionGone):
         listing(store, script)
     assert caplog.records == []
+
+
+def test_what_nobody_needs_any_more_is_not_tried_again() -> None:
+    """Nor counted as a failure of the service."""
+    script = Script(ServiceUnavailable("once"), ServiceUnavailable("twice"))
+    store, _, counters = wrap(script)
+    deadline = Deadline(lambda: script.now, script.now + 1000, lambda: script.tries == 2)
+    with pytest.raises(Abandoned):
+        store.read_into(INFO, 0, memoryview(bytearray(100)), ignore, deadline)
+    assert (script.tries, counters.snapshot().errors) == (2, 0)

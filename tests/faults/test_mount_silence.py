@@ -1,0 +1,92 @@
+"""A service that takes requests and never answers, and more readers of it than optfs has connections: whom that holds up."""
+
+import os
+import random
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from optfs.demo.faults import Fault, Stall
+from optfs.demo.services import Services
+from tests.support.broken import SLACK, Ground, ground, mounted, read, readable
+from tests.support.mounting import LIMIT, eventually
+
+BYTES = random.Random(1).randbytes(300_001)
+CONNECTIONS = 20  # some fewer than `composition.THREADS`
+CACHED, FREE = "type=a/date=2026-11-01/event=cached/part-0", "type=b/date=2026-11-01/event=free/part-0"
+STUCK = [f"type=a/date=2026-11-01/event=stuck{number}/part-0" for number in range(CONNECTIONS * 5 // 2)]
+
+
+@contextmanager
+def stuck_readers(ready: Ground) -> Iterator[list[subprocess.Popen[bytes]]]:
+    """Have programs read what S3 doesn't answer for, until all connections are taken."""
+    paths = [ready.path(key) for key in STUCK]
+    for path in paths:
+        path.stat()
+    fault = ready.services.faults.add(
+        Fault(lambda request: (request.kind, request.service) == ("get", "s3") and "/event=stuck" in request.key, Stall())
+    )
+    readers = [subprocess.Popen(["cat", str(path)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) for path in paths]
+    try:
+        eventually(lambda: fault.hits >= CONNECTIONS, "the connections are taken")
+        yield readers
+    finally:
+        kill_all(readers)
+        ready.services.faults.remove(fault)
+
+
+def kill_all(readers: list[subprocess.Popen[bytes]]) -> None:
+    """End the readers."""
+    for reader in readers:
+        reader.kill()
+    for reader in readers:
+        reader.wait(LIMIT)
+
+
+def at_once(path: Path) -> None:
+    """Demand that a file is read without waiting for others."""
+    got = read(path)
+    assert (got.errno, got.content) == (0, BYTES)
+    assert got.seconds < SLACK
+
+
+@pytest.mark.parametrize("binding", ["fuse3", "fuse2"])
+def test_what_is_cached_stays_readable_while_a_silent_service_holds_up_all_connections(tmp_path: Path, binding: str) -> None:
+    """Read from the block cache, as the mount is a new one."""
+    services = Services(gcs=False)
+    for key in [*STUCK, CACHED]:
+        services.put(key, BYTES)
+    with services:
+        with mounted(services, tmp_path, "aws", binding, "--cache-size", "64MiB") as ready:
+            readable(ready.path(CACHED), BYTES)
+            eventually(lambda: int(os.getxattr(ready.path(CACHED), "user.optfs.cached")) == len(BYTES), "it is in the cache")
+        with mounted(services, tmp_path, "aws", binding, "--cache-size", "64MiB", "--timeout", "120s") as ready, stuck_readers(ready):
+            before = services.requests.count("get")
+            at_once(ready.path(CACHED))
+            assert services.requests.count("get") == before
+
+
+def test_a_silent_service_does_not_hold_up_what_the_other_one_holds(tmp_path: Path) -> None:
+    """Each has connections of its own."""
+    services = Services()
+    for key in STUCK:
+        services.s3_bucket.put(services.prefix + key, BYTES)
+    services.gcs_bucket.put(services.prefix + FREE, BYTES)
+    with ground(services, tmp_path, "auto", "fuse3", "--timeout", "120s") as ready, stuck_readers(ready):
+        at_once(ready.path(FREE))
+
+
+def test_what_killed_programs_waited_for_in_vain_is_not_fetched_later(tmp_path: Path) -> None:
+    """When the service answers again, its first requests are for those who still wait."""
+    services = Services(gcs=False)
+    for key in [*STUCK, FREE]:
+        services.put(key, BYTES)
+    with ground(services, tmp_path, "aws", "fuse3", "--timeout", "6s") as ready:
+        with stuck_readers(ready) as readers:
+            kill_all(readers)
+            eventually(lambda: read(ready.path(FREE)).content == BYTES, "the connections are free again", 2 * LIMIT)
+        asked = {entry.key for entry in services.requests.entries() if entry.kind == "get" and "/event=stuck" in entry.key}
+        assert len(asked) < len(STUCK)
