@@ -3,7 +3,8 @@
 Facts from Google's reference (Objects: list, Objects: get). A project to bill (`userProject`) stands in the request log's query. `fields`
 is honoured as far as a listing's own members and `items(…)` go: who doesn't ask for `nextPageToken` doesn't get one.
 
-Where the services aren't `strict`, no token is asked for, as other programs to mount a bucket can't be given one for this server.
+Where the services aren't `strict`, no token is asked for, as other programs to mount a bucket can't be given one for this server, and
+objects can be got by the XML API's addresses, too, as gcsfuse does.
 """
 
 import json
@@ -35,6 +36,9 @@ class GcsHandler:
 
     def classify(self, request: Request) -> None:
         """Tell listings and gets of objects from all else. A key's slashes are encoded in the path."""
+        if self._is_xml(request):
+            request.kind, request.key = "get", unquote(request.raw_path.split("/", 2)[2], errors="surrogateescape")
+            return
         base = next((base for base in BASES if request.raw_path.startswith(base)), None)
         if request.method != "GET" or base is None:
             return
@@ -64,7 +68,7 @@ class GcsHandler:
             page = self._bucket.list_page(
                 request.key,
                 delimiter=query.get("delimiter", ""),
-                continuation=query.get("pageToken"),
+                continuation=query.get("pageToken") or None,  # some clients send an empty one first
                 limit=max(1, min(int(query.get("maxResults", "1000")), 1000, self._paging.size)),
             )
         except ValueError:
@@ -84,7 +88,7 @@ class GcsHandler:
             return error(404, f"No such object: {self._account.gcs_bucket}/{request.key}", "notFound")
         if request.query.get("ifGenerationMatch", str(version.generation)) != str(version.generation):
             return error(412, "At least one of the pre-conditions you specified did not hold.", "conditionNotMet")
-        if request.query.get("alt") != "media":
+        if request.query.get("alt") != "media" and not self._is_xml(request):
             return _json(200, self._metadata(version))
         headers = {
             "Content-Type": "application/octet-stream",
@@ -105,6 +109,9 @@ class GcsHandler:
         start, length = part
         headers["Content-Range"] = f"bytes {start}-{start + length - 1}/{version.size}"
         return Response(206, headers, version.part(start, length))
+
+    def _is_xml(self, request: Request) -> bool:
+        return not self._strict and request.method == "GET" and request.raw_path.startswith(f"/{self._account.gcs_bucket}/")
 
     def _metadata(self, version: Version) -> dict[str, object]:
         bucket = self._account.gcs_bucket

@@ -158,6 +158,22 @@ def gcs_status(services: Services, token: str) -> int:
     return requests.get(url, headers={"Authorization": f"Bearer {token}"}, timeout=30).status_code
 
 
+def test_where_it_is_not_strict_other_programs_may_read_gcs_their_way() -> None:
+    """Without a token, with an empty page token, and by the XML API's addresses, all of which is refused otherwise."""
+    for strict, expected in ((False, [200, 206]), (True, [401, 401])):
+        with Services(strict=strict) as services:
+            services.put("type=a/part 0", b"0123456789")
+            key = f"{services.prefix}type=a/part 0"
+            listed = requests.get(
+                f"{services.gcs_url}/storage/v1/b/{GCS_BUCKET}/o", {"pageToken": "", "prefix": services.prefix}, timeout=30
+            )
+            got = requests.get(f"{services.gcs_url}/{GCS_BUCKET}/{key}", headers={"Range": "bytes=2-4"}, timeout=30)
+            assert [listed.status_code, got.status_code] == expected
+            if not strict:
+                assert [item["name"] for item in listed.json()["items"]] == [key]
+                assert got.content == b"234"
+
+
 def test_google_cloud_storage_lists_and_reads(services: Services) -> None:
     """Google's client sees the same objects, folders and ranges, pinned by generation; who bills is written down."""
     token = grant(services, "/gcp")["token"]
