@@ -108,7 +108,7 @@ def failure(
 def _reason(body: bytes) -> str:
     """Return what the body of an error says; empty where it says nothing."""
     try:
-        return str(json.loads(body)["error"]["errors"][0]["reason"])[:80]
+        return ascii(str(json.loads(body)["error"]["errors"][0]["reason"])[:80])[1:-1]  # one line, whatever it holds
     except (ValueError, KeyError, TypeError, IndexError):
         return ""
 

@@ -100,7 +100,8 @@ def _parse_error(body: bytes) -> _Told:
         root = ElementTree.fromstring(body)  # noqa: S314 - expat limits the expansion of entities itself since 2.4.1
     except (ElementTree.ParseError, ValueError):
         return _Told("", "")
-    found = {child.tag.rpartition("}")[2]: (child.text or "")[:80] for child in root}
+    # One line each in messages and the log, whatever they hold.
+    found = {child.tag.rpartition("}")[2]: ascii((child.text or "")[:80])[1:-1] for child in root}
     return _Told(found.get("Code", ""), found.get("Region", ""))
 
 
