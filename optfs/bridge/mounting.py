@@ -5,7 +5,8 @@ interpreter runs them in the main thread only), and neither the bindings, which 
 replaces default handlers only, take them away: install handlers for SIGINT, SIGTERM and SIGHUP before `run`.
 
 A mount is in one of these states: not begun; started (the kernel has opened the connection); ended. `stop` may be called in any of them, by
-any thread. A mount that is in use is left by libfuse's loop, which closes the connection: its users get ENOTCONN, and `run` returns.
+any thread; one that comes before the mount is ready is remembered, and `run` undoes what it has begun instead of calling it ready. A mount that
+is in use is left by libfuse's loop, which closes the connection: its users get ENOTCONN, and `run` returns.
 """
 
 import contextlib
@@ -75,6 +76,7 @@ class Session:
         self._started = threading.Event()
         self._changed = threading.Event()
         self._ended = threading.Event()
+        self._asked = threading.Event()
         # Written by the loop's thread before it sets _ended.
         self._error: BaseException | None = None
         # Written by `run` before the loop's thread starts.
@@ -87,7 +89,7 @@ class Session:
         return self._mountpoint
 
     def run(self, on_ready: Callable[[], None]) -> None:
-        """Mount, call `on_ready` in this thread when the mount can be used, and return when it has been unmounted.
+        """Mount, call `on_ready` in this thread when the mount can be used (never after `stop`), and return when it has been unmounted.
 
         Raises:
             MountError: FUSE is missing or refuses, or the mount point can't be used.
@@ -117,6 +119,8 @@ class Session:
 
         thread = self._loop = threading.Thread(target=loop, name="fuse-loop", daemon=True)
         said = _Captured()
+        if self._asked.is_set():
+            return
         with said:
             thread.start()
             self._changed.wait(_START_SECONDS)
@@ -126,7 +130,10 @@ class Session:
             os.write(2, said.text.encode())
         self._widen_readahead()
         try:
-            on_ready()
+            if self._asked.is_set():
+                self.stop()  # once more: it may have been too early to do anything
+            else:
+                on_ready()
         except BaseException:
             self.stop()  # else the end of the process would leave a dead mount point
             raise
@@ -136,6 +143,7 @@ class Session:
 
     def stop(self) -> None:
         """Unmount and make `run` return, also while the mount is in use; returns before `run` does where a handler still waits."""
+        self._asked.set()
         if not self._started.is_set() or self._ended.is_set():
             return
         try:

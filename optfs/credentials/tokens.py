@@ -14,8 +14,9 @@ import shlex
 import signal
 import stat
 import subprocess
+import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Protocol
 
@@ -123,12 +124,10 @@ class TokenCommand:
     def __repr__(self) -> str:
         return f"TokenCommand({self._arguments[0]!r} …)"
 
-    def read(self) -> str:
-        """Run the command and return what it printed; see `TokenSource`."""
-        origin = f"the output of the token command ({self._arguments[0]})"
+    def _start(self) -> subprocess.Popen[bytes]:
         try:
             # A session of its own: what the command started ends with it.
-            process = subprocess.Popen(  # noqa: S603 - the user's own command
+            return subprocess.Popen(  # noqa: S603 - the user's own command
                 self._arguments,
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
@@ -139,12 +138,16 @@ class TokenCommand:
             )
         except (OSError, ValueError) as error:
             raise ConfigError(f"the token command ({self._arguments[0]}) can't be run: {error}") from None
-        with process:
-            try:
-                printed, complaint = _outputs(process, time.monotonic() + self._timeout)
-            finally:
-                with contextlib.suppress(ProcessLookupError):  # all of its group have ended
-                    os.killpg(process.pid, signal.SIGKILL)
+
+    def read(self) -> str:
+        """Run the command and return what it printed; see `TokenSource`."""
+        origin = f"the output of the token command ({self._arguments[0]})"
+        with contextlib.ExitStack() as stack:
+            with _signals_held_back():  # one that raises would leave a command that nobody ends
+                process = self._start()
+                stack.enter_context(process)
+                stack.callback(_end_group, process.pid)
+            printed, complaint = _outputs(process, time.monotonic() + self._timeout)
         if printed is None:
             raise ServiceUnavailable(f"the token command ({self._arguments[0]}) took longer than {self._timeout:g} s")
         if process.returncode != 0:
@@ -154,6 +157,35 @@ class TokenCommand:
                 detail=_one_line(complaint, hidden=printed),
             )
         return checked(printed.decode("latin-1"), origin)
+
+
+def _end_group(leader: int) -> None:
+    with contextlib.suppress(ProcessLookupError):  # all of it have ended
+        os.killpg(leader, signal.SIGKILL)
+
+
+@contextlib.contextmanager
+def _signals_held_back() -> Iterator[None]:
+    """Let SIGINT and SIGTERM wait for the end of the block. Only the main thread's handlers can raise; elsewhere nothing is done.
+
+    Not by a mask: the command would inherit it.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    arrived: list[int] = []
+    before = {
+        number: signal.signal(number, lambda number, _frame: arrived.append(number))
+        for number in (signal.SIGINT, signal.SIGTERM)
+        if callable(signal.getsignal(number))
+    }
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        for late in arrived:
+            signal.raise_signal(late)
 
 
 def _outputs(process: subprocess.Popen[bytes], end: float) -> tuple[bytes | None, bytes]:

@@ -1,18 +1,22 @@
 """The life of one mount process: from settings to unmounted.
 
-Threads: the main thread waits for signals; `mount` runs the session of FUSE; the rest see docs/architecture.md. A first SIGINT or SIGTERM unmounts
-(lazily where the mount is in use) and lets everything end in order; a second one, or `STOP_LIMIT` seconds, ends the process as it is.
-The kernel cuts the mount of a process that ended, so nobody hangs on it.
+Threads: the main thread starts everything, then waits for signals; `mount` runs the session of FUSE; the rest see docs/architecture.md.
+
+SIGINT or SIGTERM before the session begins raises `Interrupted` in the main thread. While the session begins, it is undone, and not announced.
+Both end with 128 + the signal's number. From then on a first one unmounts (lazily where the mount is in use) and lets everything end in order; a
+second one, or `STOP_LIMIT` seconds, ends the process as it is. The kernel cuts the mount of a process that ended, so nobody hangs on it.
 """
 
 import contextlib
 import dataclasses
 import logging
 import os
+import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import FrameType
 
 from optfs.bridge import bindings, mounting, mounts
 from optfs.config import Config
@@ -27,6 +31,17 @@ logger = logging.getLogger(__name__)
 
 STOP_LIMIT = 10.0
 """Seconds between asking a mount to end and leaving it: a lazily unmounted one lives as long as its last user."""
+
+LEAVE_LIMIT = 0.5
+"""Seconds for what has begun to end when nothing is mounted yet: requests that wait for a service are left."""
+
+
+class Interrupted(BaseException):
+    """A signal asked for the end before the mount was usable."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
 
 
 def check(mountpoint: Path) -> None:
@@ -44,7 +59,7 @@ def check(mountpoint: Path) -> None:
 def run(config: Config, mountpoint: Path, announce: Callable[[], None], *, foreground: bool) -> int:
     """Mount, call `announce` when the mount is usable, serve until it is unmounted, and return the exit code.
 
-    Main thread only.
+    Main thread only. Where a signal ended it before it was usable, the process ends soon after the return, whatever is still running.
 
     Raises:
         OptfsError: it can't be mounted.
@@ -60,41 +75,97 @@ def run(config: Config, mountpoint: Path, announce: Callable[[], None], *, foreg
     binding = bindings.choose(config.binding)
     if config.allow_other:
         mounting.check_allow_other()
-    with contextlib.ExitStack() as stack:
-        signals = stack.enter_context(Signals())
-        connected = connect(config)
-        for each in connected:
-            stack.callback(each.close)
-        mount = Mount(config, connected, mountpoint, binding)
-        stack.callback(mount.close)
-        if config.metrics is not None:
-            from optfs.service import metrics  # noqa: PLC0415 - only when asked for
-
-            stack.callback(metrics.serve(config.metrics, lambda: report.document(mount)))
-        mount.list_first()
-        control = ControlServer(Path(mounts.resolve(mountpoint)), lambda: report.document(mount))
-        stack.callback(control.close)
-        options = mounting.MountOptions(binding, mount.account, config.allow_other, config.listing_ttl)
-        session = mounting.Session(mount.filesystem, str(mountpoint), options)
-
-        def ready() -> None:
-            control.start()
-            providers = " and ".join(each.provider for each in mount.connected)
-            logger.info("account %s (%s) is mounted at %s by %s", mount.account, providers, mountpoint, binding)
-            announce()
-
-        _serve(session, ready, signals)
-        logger.info("%s is unmounted", mountpoint)
+    try:
+        with contextlib.ExitStack() as stack:
+            signals = stack.enter_context(Signals())
+            with _interruptible(signals):
+                session, ready = _begin(config, mountpoint, binding, announce, stack)
+            _serve(session, ready, signals)
+    except Interrupted as interrupted:
+        logger.info("%s is not mounted: %s", mountpoint, signal.Signals(interrupted.number).name)
+        return 128 + interrupted.number
+    logger.info("%s is unmounted", mountpoint)
     return 0
 
 
+def _begin(
+    config: Config, mountpoint: Path, binding: bindings.Binding, announce: Callable[[], None], stack: contextlib.ExitStack
+) -> tuple[mounting.Session, Callable[[], None]]:
+    """Return a session and what it is to call when it is usable; what ends with it is put on the stack."""
+    connected = connect(config)
+    for each in connected:
+        stack.callback(each.close)
+    mount = Mount(config, connected, mountpoint, binding)
+    stack.callback(mount.close)
+    if config.metrics is not None:
+        from optfs.service import metrics  # noqa: PLC0415 - only when asked for
+
+        stack.callback(metrics.serve(config.metrics, lambda: report.document(mount)))
+    mount.list_first()
+    control = ControlServer(Path(mounts.resolve(mountpoint)), lambda: report.document(mount))
+    stack.callback(control.close)
+    options = mounting.MountOptions(binding, mount.account, config.allow_other, config.listing_ttl)
+
+    def ready() -> None:
+        control.start()
+        providers = " and ".join(each.provider for each in mount.connected)
+        logger.info("account %s (%s) is mounted at %s by %s", mount.account, providers, mountpoint, binding)
+        announce()
+
+    return mounting.Session(mount.filesystem, str(mountpoint), options), ready
+
+
+@contextlib.contextmanager
+def _interruptible(signals: Signals) -> Iterator[None]:
+    """Let the first signal that asks for the end raise `Interrupted` within the block; `LEAVE_LIMIT` later the process ends as it is.
+
+    One that came before is found at `signals`; one that comes while the block is left arrives there, too.
+    """
+    arrived: list[int] = []
+    asked = threading.Event()
+
+    def end() -> None:
+        asked.wait()
+        if arrived:
+            time.sleep(LEAVE_LIMIT)
+            os._exit(128 + arrived[0])
+
+    def leave(number: int, _frame: FrameType | None) -> None:
+        arrived.append(number)
+        if len(arrived) == 1:
+            asked.set()
+            raise Interrupted(number)
+
+    threading.Thread(target=end, name="leave", daemon=True).start()
+    before = {number: signal.signal(number, leave) for number in ENDING}
+    try:
+        for number in signals.wait(0):
+            if number in ENDING:
+                leave(number, None)
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        asked.set()
+
+
 def _serve(session: mounting.Session, ready: Callable[[], None], signals: Signals) -> None:
-    """Run the session in a thread until it ends by itself or is asked to."""
+    """Run the session in a thread until it ends by itself or is asked to.
+
+    Raises:
+        Interrupted: it was asked to before it was usable.
+
+    """
     failures: list[BaseException] = []
+    usable = threading.Event()
+
+    def announce() -> None:
+        ready()
+        usable.set()
 
     def serve() -> None:
         try:
-            session.run(ready)
+            session.run(announce)
         except BaseException as error:  # noqa: BLE001 - raised again in the main thread
             failures.append(error)
         finally:
@@ -110,20 +181,24 @@ def _serve(session: mounting.Session, ready: Callable[[], None], signals: Signal
     thread.start()
     threading.Thread(target=stop, name="unmount", daemon=True).start()  # now: when it is wanted, there may be no memory for a thread
     asked_at: float | None = None
+    early: int | None = None
     while thread.is_alive():
         arrived = signals.wait(None if asked_at is None else max(0.0, asked_at + STOP_LIMIT - time.monotonic()))
         if WAKE in arrived:
             thread.join(1.0)
             continue
-        ending = any(number in ENDING for number in arrived)
+        ending = next((number for number in arrived if number in ENDING), None)
         if asked_at is not None and (ending or time.monotonic() >= asked_at + STOP_LIMIT):
             logger.warning("the mount is in use and is left to its users' end")
-            os._exit(0 if not ending else 1)
+            os._exit(128 + early if early else 1 if ending else 0)
         if ending:
             asked_at = time.monotonic()
+            early = None if usable.is_set() else ending
             asked.set()
     if failures:
         raise failures[0]
+    if early:
+        raise Interrupted(early)
 
 
 def end_of(pid: int, timeout: float) -> bool:

@@ -2,6 +2,8 @@
 
 import os
 import shlex
+import signal
+import subprocess
 import sys
 from pathlib import Path
 
@@ -199,3 +201,18 @@ def test_a_command_runs_where_optfs_was_started(tmp_path: Path) -> None:
     assert TokenCommand("cat token", {"PATH": os.environ["PATH"]}, folder=tmp_path).read() == "secret"
     gone = TokenCommand(f"cat {tmp_path}/token", {"PATH": os.environ["PATH"]}, folder=tmp_path / "gone")
     assert gone.read() == "secret"
+
+
+def test_a_signal_while_a_command_is_being_started_raises_and_leaves_no_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[subprocess.Popen[bytes]] = []
+
+    class Interrupted(subprocess.Popen[bytes]):
+        def __init__(self, *arguments: object, **options: object) -> None:
+            super().__init__(*arguments, **options)  # type: ignore[call-overload]  # what it was given
+            started.append(self)
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(subprocess, "Popen", Interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        command("import time; time.sleep(60)").read()
+    assert started[0].returncode == -signal.SIGKILL
