@@ -25,7 +25,7 @@ def command(mountpoint: Path | None, as_json: bool) -> int:
     if as_json:
         click.echo(json.dumps({"mounts": found}, indent=2))
     elif found:
-        click.echo("\n\n".join("\n".join(lines(mount)) for mount in found))
+        click.echo("\n\n".join("\n".join(map(visible, lines(mount))) for mount in found))
     else:
         click.echo("nothing is mounted" if mountpoint is None else f"{mountpoint} is not mounted by optfs", err=mountpoint is not None)
     return 1 if mountpoint is not None and not any(mount["state"] == "mounted" for mount in found) else 0
@@ -63,6 +63,11 @@ def lines(mount: Document) -> list[str]:
         if providers := mount["listings"].get(state):  # a mount that was begun by an older version tells less
             shown.append(f"  listings    {' and '.join(providers)} {words}; what was last seen is shown")
     return shown
+
+
+def visible(text: str) -> str:
+    """Return a line with what would control a terminal escaped: it may be another user's."""
+    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode("ascii") for each in text)
 
 
 def size(count: float) -> str:

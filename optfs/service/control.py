@@ -4,7 +4,8 @@ A Unix socket for each mount, in a folder that only its user may enter; its name
 document and the end of the stream; nothing is read from the client, so there is nothing to parse and nothing to attack.
 
 Rules: the socket is 0600 in a 0700 folder of our own; a folder that isn't ours is refused. A socket on which nobody listens any more is removed
-by whoever meets it. The document never holds a secret (`service.report` makes it of counters and times only).
+when its owner meets it. Root, who asks all users' mounts, follows no link of theirs, removes nothing of theirs, and believes no answer that
+isn't made like a document. The document never holds a secret (`service.report` makes it of counters and times only).
 
 Threads: `control` accepts and answers, one client at a time, each with a time limit.
 """
@@ -18,6 +19,7 @@ import os
 import socket
 import stat
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -29,6 +31,8 @@ Document = dict[str, Any]
 PATIENCE = 2.0  # seconds for a client that doesn't take its answer, or a server that doesn't give one
 LONGEST_PATH = 100  # bytes; Linux's limit for a socket's name is 108
 ANSWER_LIMIT = 1 << 20
+USERS_FOLDERS = Path("/run/user")
+"""Where each user who is logged in has a folder, named by their number."""
 
 
 def runtime_folder() -> Path:
@@ -110,37 +114,110 @@ class ControlServer:
 
 
 def ask(path: Path) -> Document | None:
-    """Return what the mount behind a socket tells; None when nobody is there, in which case the socket is removed, or it doesn't answer."""
+    """Return what the mount behind a socket tells; None when it doesn't answer, or nobody is there: then a socket of our own is removed."""
     raw = b""
+    until = time.monotonic() + PATIENCE
     client = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     with client:
         client.settimeout(PATIENCE)
         try:
+            if not stat.S_ISSOCK(path.lstat().st_mode):
+                return None
             with _short(path) as name:
                 client.connect(name)
             while (piece := client.recv(65536)) and len(raw) < ANSWER_LIMIT:
                 raw += piece
+                client.settimeout(max(0.001, until - time.monotonic()))
             answer = json.loads(raw)
         except ConnectionRefusedError:
             with contextlib.suppress(OSError):
-                path.unlink()
+                if _is_folder_of(path.parent, os.geteuid()):
+                    path.unlink()
             return None
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
             return None
     return answer if isinstance(answer, dict) else None
 
 
 def ask_mount(mountpoint: Path, folder: Path | None = None) -> Document | None:
-    """Return what the mount at a mount point tells, or None."""
-    return next((answer for path in sockets(folder) if path.name == socket_name(mountpoint) and (answer := ask(path))), None)
+    """Return what the mount at a mount point tells, or None. It holds what `_FIELDS` names, and may hold more."""
+    answers = (ask(path) for path in sockets(folder) if path.name == socket_name(mountpoint))
+    return next((answer for answer in answers if answer and _fits(answer, _FIELDS)), None)
 
 
 def sockets(folder: Path | None = None) -> list[Path]:
     """Return the sockets that this user may ask; root may ask those of all users."""
-    folders = [folder or runtime_folder()]
+    folders = [(folder or runtime_folder(), os.geteuid())]
     if folder is None and os.geteuid() == 0:
-        folders += sorted(Path("/run/user").glob("*/optfs"))
-    return [path for each in folders for path in sorted(each.glob("*.sock"))]
+        folders += [(each / "optfs", int(each.name)) for each in sorted(USERS_FOLDERS.glob("*")) if each.name.isdecimal()]
+    return [path for each, owner in folders if _is_folder_of(each, owner) for path in sorted(each.glob("*.sock"))]
+
+
+def _is_folder_of(folder: Path, owner: int) -> bool:
+    """Return whether it is a folder, no link to one, and a user's own."""
+    try:
+        found = folder.lstat()
+    except OSError:
+        return False
+    return stat.S_ISDIR(found.st_mode) and found.st_uid == owner
+
+
+def _number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1 << 64  # false for NaN, too
+
+
+def _process(value: object) -> bool:
+    return isinstance(value, int) and 0 < value < 1 << 31
+
+
+def _text(value: object) -> bool:
+    return isinstance(value, str)
+
+
+def _text_or_none(value: object) -> bool:
+    return value is None or isinstance(value, str)
+
+
+def _number_or_none(value: object) -> bool:
+    return value is None or _number(value)
+
+
+def _absent(_value: object) -> bool:
+    return False
+
+
+_Shape = Callable[[object], bool] | dict[str, Any] | list[Any]
+"""Of a value, of an object's fields (those that end with `?` may be missing), or of a list's one kind of item."""
+
+_FIELDS: _Shape = {
+    **dict.fromkeys(("mountpoint", "account", "binding", "version", "carrier?"), _text),
+    **dict.fromkeys(("uptime", "bytes_fetched", "bytes_read", "retries", "errors"), _number),
+    "pid": _process,
+    "state?": _absent,  # the word of whoever looks
+    "providers": [_text],
+    "credentials": [
+        {"provider": _text, "bucket": _text, "expires_in": _number_or_none, "last_refresh": _text_or_none, "last_error": _text_or_none}
+    ],
+    "cache": {"state": _text, **dict.fromkeys(("size", "limit", "hits", "misses"), _number)},
+    "requests": {"list?": _number, "get?": _number},
+    "memory": {"resident": _number},
+    "readahead": {"unused": _number},
+    "blocks": dict.fromkeys(("memory_hits", "disk_hits", "misses"), _number),
+    "listings": {"failing?": [_text], "refusing?": [_text]},
+}
+"""What people are shown of a document (`optfs status`). Older versions told no carrier and less of listings."""
+
+
+def _fits(value: object, shape: _Shape) -> bool:
+    """Return whether a value has a shape."""
+    if isinstance(shape, list):
+        return isinstance(value, list) and all(_fits(each, shape[0]) for each in value)
+    if isinstance(shape, dict):
+        return isinstance(value, dict) and all(
+            _fits(value[name.removesuffix("?")], inner) if name.removesuffix("?") in value else name.endswith("?")
+            for name, inner in shape.items()
+        )
+    return shape(value)
 
 
 @contextlib.contextmanager

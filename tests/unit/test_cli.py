@@ -15,6 +15,7 @@ from optfs.cli.mount import source_and_point
 from optfs.cli.status import lines, size, span
 from optfs.config import SETTINGS
 from optfs.errors import AccessDenied, ConfigError, DeadlineExceeded, MountError, NoExport, NotFound, ServiceUnavailable, TokenRefused
+from optfs.service import survey
 
 
 @pytest.fixture
@@ -196,6 +197,16 @@ def test_cache_commands_tell_what_they_did(capsys: pytest.CaptureFixture[str], t
 def test_sizes_and_spans_for_people() -> None:
     assert [size(n) for n in (0, 1023, 1536, 10 * 2**30, 3 * 2**40)] == ["0 B", "1023 B", "1.5 KiB", "10.0 GiB", "3.0 TiB"]
     assert [span(n) for n in (0, 59.6, 192, 7500, 90000, -5)] == ["0m 00s", "1m 00s", "3m 12s", "2h 05m", "1d 1h", "-0m 05s"]
+
+
+def test_status_escapes_what_would_control_a_terminal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Root is shown what other users' processes tell, and the names of their mount points."""
+    point = "/mnt/\x1b]0;mine\x07é\u202e\udcff\n/x: mounted"
+    monkeypatch.setattr(survey, "mounts", lambda _mountpoint: [{"state": "dead", "mountpoint": point}])
+    assert main(["status"]) == 0
+    shown = capsys.readouterr().out
+    assert shown.startswith("/mnt/\\x1b]0;mine\\x07é\\u202e\\udcff\\n/x: mounted: dead; ")
+    assert shown.count("\n") == 1
 
 
 def test_a_dead_mount_is_told_with_what_to_do() -> None:
