@@ -24,6 +24,7 @@ from optfs.units import (
     Address,
     FreeFloor,
     Parser,
+    absolute,
     parse_account,
     parse_address,
     parse_choice,
@@ -246,10 +247,19 @@ def _here() -> Path:
 
 
 def default_cache_dir() -> Path:
-    """Return the platform's user cache folder for optfs."""
+    """Return the platform's user cache folder for optfs.
+
+    Raises:
+        ConfigError: it isn't absolute, and the current folder was removed.
+
+    """
     import platformdirs  # noqa: PLC0415 - only where no folder is given
 
-    return Path(platformdirs.user_cache_dir("optfs")).absolute()
+    found = Path(platformdirs.user_cache_dir("optfs"))
+    try:
+        return absolute(found)
+    except ValueError as error:
+        raise ConfigError(f"the cache folder {str(found)!r} {error}") from None
 
 
 def default_file() -> Path:
@@ -280,7 +290,10 @@ def _provider_variable(field: str, environ: Mapping[str, str]) -> tuple[str | No
 
 def _read_file(named: str | None) -> tuple[Path, dict[str, str]]:
     """Return the file's path and its settings as text by field."""
-    path = Path(named).expanduser().absolute() if named else default_file()
+    try:
+        path = parse_path(named) if named else default_file()
+    except ValueError as error:
+        raise ConfigError(f"the configuration file {named!r} {error}") from None
     try:
         raw = path.read_bytes()
     except FileNotFoundError:
@@ -291,7 +304,7 @@ def _read_file(named: str | None) -> tuple[Path, dict[str, str]]:
         raise ConfigError(f"the configuration file {path} can't be read: {error.strerror}") from None
     try:
         document = tomllib.loads(raw.decode("utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # of TOML, of UTF-8, of numbers without end, of nesting
         where = re.search(r"\(at .*\)$", str(error))  # the rest of the message may repeat what the file holds
         raise ConfigError(f"the configuration file {path} is no valid TOML {where.group() if where else ''}".rstrip()) from None
     found: dict[str, str] = {}

@@ -57,7 +57,10 @@ def parse_size(text: str) -> int:
         raise ValueError("is no size; write 256MiB, 10GiB, 500MB or 0")
     number, letter, ending = match.groups()
     base = 1000 if (ending or "").lower() == "b" else 1024
-    return int(float(number) * base ** (1 + "kmgt".index(letter.lower()) if letter else 0))
+    size = float(number) * base ** (1 + "kmgt".index(letter.lower()) if letter else 0)
+    if size >= 1 << 63:
+        raise ValueError("is more than there can be")
+    return int(size)
 
 
 def parse_duration(text: str) -> float:
@@ -131,10 +134,31 @@ def parse_choice(*choices: str) -> Parser:
 
 
 def parse_path(text: str) -> Path:
-    """Return an absolute path; `~` is the user's home."""
+    """Return an absolute path; `~` is the user's home.
+
+    Raises:
+        ValueError: it is none, or begins where there is nothing.
+
+    """
     if not text or "\0" in text:
         raise ValueError("is no path")
-    return Path(text).expanduser().absolute()  # the background process works in /
+    try:
+        return absolute(Path(text).expanduser())
+    except RuntimeError:
+        raise ValueError("begins with the home of a user who isn't known here") from None
+
+
+def absolute(path: Path) -> Path:
+    """Return an absolute path: the background process works in /.
+
+    Raises:
+        ValueError: it begins in the current folder, which was removed.
+
+    """
+    try:
+        return path.absolute()
+    except FileNotFoundError:
+        raise ValueError("begins in the current folder, which was removed; go to another, or write the whole path") from None
 
 
 def parse_command(text: str) -> str:

@@ -234,7 +234,7 @@ def check_mountpoint(mountpoint: str) -> None:
             raise ConfigError(f"{mountpoint} doesn't exist; make it: mkdir -p {mountpoint}")
         if not path.is_dir():
             raise ConfigError(f"{mountpoint} isn't a folder; mount at one")
-    except PermissionError as error:
+    except OSError as error:
         raise MountError(f"{mountpoint} can't be looked at: {error.strerror}") from error
     if os.geteuid() != 0 and not os.access(path, os.W_OK):
         raise MountError(f"{mountpoint} isn't writable for you, which FUSE asks of a mount point; mount at a folder of your own")

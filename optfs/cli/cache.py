@@ -9,6 +9,7 @@ from typing import TypeVar
 import click
 
 from optfs import config
+from optfs.errors import ConfigError
 
 T = TypeVar("T")
 
@@ -22,13 +23,19 @@ def _places(handler: Callable[..., T]) -> Callable[..., T]:
 
 
 def _with_settings(handler: Callable[[config.Config], T]) -> Callable[..., T]:
-    """Hand the settings to a subcommand."""
+    """Hand the settings to a subcommand; a folder that can't be used is told as a mistake in them."""
 
     @_places
     @click.pass_context
     @functools.wraps(handler)
     def run(ctx: click.Context, /, **options: str | None) -> T:
-        return handler(config.load({**ctx.obj, **{name: text for name, text in options.items() if text is not None}}))
+        settings = config.load({**ctx.obj, **{name: text for name, text in options.items() if text is not None}})
+        try:
+            return handler(settings)
+        except BrokenPipeError:  # of the output
+            raise
+        except OSError as error:
+            raise ConfigError(f"--cache-dir: {settings.cache_dir} can't be used: {error.strerror}") from None
 
     return run
 

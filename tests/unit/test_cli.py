@@ -1,5 +1,6 @@
 """The command line: exit codes, one line for each failure, and no import of what isn't used."""
 
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -160,6 +161,17 @@ def test_an_empty_mount_point_is_not_the_current_folder(words: list[str], capsys
     assert "MOUNTPOINT is empty" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("words", [["mount", "mnt"], ["umount", "mnt"], ["status", "mnt"]], ids=" ".join)
+def test_a_mount_point_in_a_folder_that_was_removed_is_wrong_usage(
+    words: list[str], capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    assert main(words) == 2
+    assert "MOUNTPOINT 'mnt' begins in the current folder, which was removed" in capsys.readouterr().err
+
+
 def test_the_source_names_the_account() -> None:
     options: dict[str, str | None] = {"account": None}
     assert source_and_point(("123", "/mnt"), options) == Path("/mnt")
@@ -184,6 +196,24 @@ def test_cache_commands_work_without_a_cache(capsys: pytest.CaptureFixture[str],
         assert main(["cache", name, "--cache-dir", str(tmp_path / "none")]) == 0
         assert f"{tmp_path}/none: no cache yet" in capsys.readouterr().out
     assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.parametrize("name", ["info", "clear", "verify"])
+def test_a_cache_folder_that_cannot_be_looked_at_is_wrong_usage(name: str, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """By a name that is too long, which root can't look at either."""
+    folder = tmp_path / ("long" * 100)
+    assert main(["cache", name, "--cache-dir", str(folder)]) == 2
+    assert capsys.readouterr().err == f"optfs: --cache-dir: {folder} can't be used: File name too long\n"
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may enter every folder")
+def test_a_cache_below_a_folder_that_one_may_not_enter_is_wrong_usage(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    tmp_path.chmod(0o600)
+    try:
+        assert main(["cache", "info", "--cache-dir", str(tmp_path / "cache")]) == 2
+    finally:
+        tmp_path.chmod(0o700)
+    assert capsys.readouterr().err == f"optfs: --cache-dir: {tmp_path}/cache can't be used: Permission denied\n"
 
 
 def test_cache_commands_tell_what_they_did(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -37,6 +37,23 @@ def test_a_start_from_a_folder_that_was_removed_is_no_bug(tmp_path: Path, monkey
     assert load({"cache_dir": str(tmp_path)}, environ={}).folder == Path("/")
 
 
+def test_paths_that_begin_in_a_folder_that_was_removed_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    for options in ({"cache_dir": "cache"}, {"config": "config.toml"}, {"token_command": "./give"}):
+        with pytest.raises(ConfigError, match="current folder, which was removed"):
+            load(options, environ={})
+    monkeypatch.setattr("platformdirs.user_cache_dir", lambda name: f"cache/{name}")
+    with pytest.raises(ConfigError, match=r"cache/optfs.*current folder, which was removed"):
+        load({}, environ={})
+
+
+def test_a_file_in_the_home_of_nobody_is_refused() -> None:
+    with pytest.raises(ConfigError, match="configuration file '~nosuchuser/x' begins with the home of a user who isn't known"):
+        load({"config": "~nosuchuser/x"}, environ={})
+
+
 def test_defaults_are_those_that_the_table_promises(tmp_path: Path) -> None:
     found = load({}, environ={})
     assert (found.provider, found.binding, found.log_level, found.log_format) == ("auto", "auto", "info", "text")
@@ -117,7 +134,8 @@ def test_addresses(text: str, address: Address) -> None:
 @pytest.mark.parametrize(
     ("field", "text"),
     [
-        *[("cache_size", text) for text in ("", "ten", "-1", "1XB", "1e9", "10GiB/s")],
+        *[("cache_size", text) for text in ("", "ten", "-1", "1XB", "1e9", "10GiB/s", "9" * 400, "9" * 300 + "T", "8388608TiB")],
+        *[(field, "~nosuchuser/x") for field in ("cache_dir", "token_file", "log_file", "token_command")],
         *[("memory", text) for text in ("1MiB", "0")],
         *[("timeout", text) for text in ("0", "-1s", "2d", "soon")],
         *[("credential_duration", text) for text in ("14m", "61m", "2h")],
@@ -178,6 +196,8 @@ def test_the_file_takes_dashes_and_underscores_numbers_and_flags(tmp_path: Path)
         ("memory = '16MiB'\n'memory' = 1", "TOML"),
         ("cache-size = 1\ncache_size = 2", "cache-size"),
         ("memory = ", "end of document"),
+        ("memory = " + "9" * 5000, "TOML"),
+        ("memory = " + "[" * 5000, "TOML"),
     ],
 )
 def test_what_the_file_must_not_hold_is_named_with_the_file(text: str, key: str, tmp_path: Path) -> None:
