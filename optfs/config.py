@@ -5,7 +5,8 @@ mount(8) (`-o name=value`). Each value is text until its setting's parser (`optf
 rules.
 
 Precedence: the command line (an option before the same name in `-o`), the environment, the file, the default. The providers' own variables
-(`AWS_ENDPOINT_URL_S3`, `AWS_ENDPOINT_URL`, `STORAGE_EMULATOR_HOST`) count as environment, behind optfs's own.
+(`AWS_ENDPOINT_URL_S3`, `AWS_ENDPOINT_URL`, `STORAGE_EMULATOR_HOST`) count as environment, behind optfs's own. `token-file` and `token-command` are
+two ways to say one thing: the one from the better place counts, and both from one place are refused.
 
 Rules: a bad value is a ConfigError that names the source and the setting. The personal access token is no setting: it never passes
 through here, and a file or `-o` that holds one is refused without showing it. An empty environment variable is as good as none.
@@ -219,7 +220,7 @@ def load(
     environ = os.environ if environ is None else environ
     mount_options = mount_options or {}
     path, from_file = _read_file(options.get("config") or mount_options.get("config") or environ.get("OPTFS_CONFIG") or None)
-    values: dict[str, Any] = {}
+    given: dict[str, _Given] = {}
     for setting in SETTINGS:
         candidates = (
             (options.get(setting.field), f"--{setting.name}"),
@@ -229,10 +230,13 @@ def load(
             (from_file.get(setting.field), f"{setting.name} in {path}"),
             (setting.default, f"--{setting.name}"),
         )
-        text, origin = next(((text, origin) for text, origin in candidates if text is not None), (None, ""))
-        values[setting.field] = None if text is None else _parsed(setting, text, origin)
-    if values["token_file"] is not None and values["token_command"] is not None:
-        raise ConfigError("token-file and token-command can't be given both; choose one")
+        ranked = (_Given(rank, text, origin) for rank, (text, origin) in enumerate(candidates) if text is not None)
+        if (first := next(ranked, None)) is not None:
+            given[setting.field] = first
+    _choose_token(given)
+    values: dict[str, Any] = {
+        setting.field: _parsed(setting, given[setting.field]) if setting.field in given else None for setting in SETTINGS
+    }
     values["cache_dir"] = values["cache_dir"] or default_cache_dir()
     values["uid"] = os.getuid() if values["uid"] is None else values["uid"]
     values["gid"] = os.getgid() if values["gid"] is None else values["gid"]
@@ -269,12 +273,36 @@ def default_file() -> Path:
     return Path(platformdirs.user_config_dir("optfs")) / "config.toml"
 
 
-def _parsed(setting: Setting, text: str, origin: str) -> Any:
+@dataclass(frozen=True, slots=True)
+class _Given:
+    """A setting's text, where it comes from, and the rank of that; 0 beats all."""
+
+    rank: int
+    text: str
+    origin: str
+
+
+def _choose_token(given: dict[str, _Given]) -> None:
+    """Leave one source of the token, the one of the better rank.
+
+    Raises:
+        ConfigError: both have the same.
+
+    """
+    file, command = given.get("token_file"), given.get("token_command")
+    if file is None or command is None:
+        return
+    if file.rank == command.rank:
+        raise ConfigError(f"{file.origin} and {command.origin} can't be given both; choose one")
+    del given["token_file" if command.rank < file.rank else "token_command"]
+
+
+def _parsed(setting: Setting, given: _Given) -> Any:
     try:
-        return setting.parse(text)
+        return setting.parse(given.text)
     except ValueError as error:
-        value = f"{text[:60]!r} " if setting.shown else ""
-        raise ConfigError(f"{origin}: {value}{error}") from None
+        value = f"{given.text[:60]!r} " if setting.shown else ""
+        raise ConfigError(f"{given.origin}: {value}{error}") from None
 
 
 def _provider_variable(field: str, environ: Mapping[str, str]) -> tuple[str | None, str]:

@@ -231,9 +231,31 @@ def test_a_named_file_must_exist_the_default_one_need_not(tmp_path: Path, monkey
     assert load({}, environ={}).provider == "gcp"
 
 
-def test_token_file_and_token_command_exclude_one_another() -> None:
+def test_token_file_and_token_command_from_one_place_exclude_one_another(tmp_path: Path) -> None:
+    both = {"token_file": "/x", "token_command": "y"}
+    with pytest.raises(ConfigError, match=r"^--token-file and --token-command can't be given both"):
+        load(both, environ={})
     with pytest.raises(ConfigError, match="both"):
-        load({"token_file": "/x", "token_command": "y"}, environ={})
+        load({}, both, environ={})
+    with pytest.raises(ConfigError, match="both"):
+        load({}, environ={"OPTFS_TOKEN_FILE": "/x", "OPTFS_TOKEN_COMMAND": "y"})
+    with pytest.raises(ConfigError, match="both"):
+        read("token-file = '/x'\ntoken-command = 'y'", tmp_path)
+
+
+@pytest.mark.parametrize(("better", "worse"), [("token_file", "token_command"), ("token_command", "token_file")])
+def test_the_tokens_source_from_the_better_place_counts(better: str, worse: str, tmp_path: Path) -> None:
+    path = tmp_path / "config.toml"
+    path.write_text(f"{worse} = '/worse'")
+    file = {"config": str(path)}
+    for found in (
+        load({**file, better: "/better"}, environ={}),
+        load(file, {better: "/better"}, environ={}),
+        load(file, environ={f"OPTFS_{better.upper()}": "/better"}),
+        load({better: "/better"}, environ={f"OPTFS_{worse.upper()}": "/worse"}),
+        load({better: "/better"}, {worse: "/worse"}, environ={}),
+    ):
+        assert (str(getattr(found, better)), getattr(found, worse)) == ("/better", None)
 
 
 def test_values_that_may_hold_secrets_are_not_repeated() -> None:
