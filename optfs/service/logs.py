@@ -9,15 +9,18 @@ Redaction works on the finished line, tracebacks and libraries' messages include
 Locks: `_lock` guards the set of literals; it is a leaf.
 """
 
+import contextlib
 import json
 import logging
 import logging.handlers
 import os
 import re
+import stat
 import sys
 import threading
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TextIO
 
 from optfs.config import LogFormat, LogLevel
 from optfs.errors import ConfigError
@@ -97,12 +100,28 @@ class JsonFormatter(logging.Formatter):
         return json.dumps(entry, ensure_ascii=True)
 
 
+def _open_private(path: str) -> TextIO:
+    """Open a file to append to, and take it from all but its owner; special files (`/dev/stderr`, FIFOs) and other users' stay as they are."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    with contextlib.suppress(OSError):  # a file system without modes
+        found = os.fstat(descriptor)
+        if stat.S_ISREG(found.st_mode) and found.st_uid == os.geteuid() and stat.S_IMODE(found.st_mode) != 0o600:
+            os.fchmod(descriptor, 0o600)
+    return os.fdopen(descriptor, "a", encoding="utf-8", errors="backslashreplace")
+
+
 class _PrivateFile(logging.handlers.WatchedFileHandler):
-    """Appends to a file that only its owner reads; a file that was moved away (logrotate) is made anew."""
+    """A file that only its owner reads; one that was moved away (logrotate) is made anew."""
 
     def _open(self):  # type: ignore[no-untyped-def]
-        descriptor = os.open(self.baseFilename, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        return os.fdopen(descriptor, "a", encoding="utf-8", errors="backslashreplace")
+        return _open_private(self.baseFilename)
+
+
+class _PrivateRotatingFile(logging.handlers.RotatingFileHandler):
+    """A file that only its owner reads, and a former one, when it has grown."""
+
+    def _open(self):  # type: ignore[no-untyped-def]
+        return _open_private(self.baseFilename)
 
 
 def configure(level: LogLevel, file: Path | None, log_format: LogFormat, *, foreground: bool) -> None:
@@ -158,8 +177,6 @@ def _fallback() -> logging.Handler:
     folder = Path(platformdirs.user_log_dir("optfs"))
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        path = folder / "optfs.log"
-        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
-        return logging.handlers.RotatingFileHandler(path, maxBytes=4 * MiB, backupCount=1, encoding="utf-8", errors="backslashreplace")
+        return _PrivateRotatingFile(folder / "optfs.log", maxBytes=4 * MiB, backupCount=1)
     except OSError:
         return logging.NullHandler()

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import stat
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 from optfs.config import LogFormat
 from optfs.errors import ConfigError
 from optfs.service import logs
+from optfs.values import MiB
 
 SECRET = "verysecret0123456789"
 
@@ -119,6 +121,41 @@ def test_the_file_is_the_owners_alone_and_made_anew_when_it_was_moved(tmp_path: 
     assert logs.destination() == str(file)
 
 
+def test_an_existing_file_is_taken_from_others(tmp_path: Path) -> None:
+    """As is one that logrotate made anew."""
+    file = tmp_path / "log"
+    file.write_text("before\n")
+    file.chmod(0o644)
+    logs.configure("info", file, "text", foreground=False)
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    assert file.read_text() == "before\n"
+    file.rename(tmp_path / "log.1")
+    file.touch(0o644)
+    logging.getLogger("optfs").info("hello")
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+
+
+def test_special_files_and_those_of_others_keep_their_modes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Root's /dev/stderr may be a terminal that others may write to."""
+    pipe, file = tmp_path / "pipe", tmp_path / "file"
+    os.mkfifo(pipe)
+    pipe.chmod(0o622)
+    reading = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        logs.configure("info", pipe, "text", foreground=False)
+        logging.getLogger("optfs").info("hello")
+        assert b"hello" in os.read(reading, 1000)
+        assert stat.S_IMODE(pipe.stat().st_mode) == 0o622
+    finally:
+        os.close(reading)
+    file.touch()
+    file.chmod(0o640)
+    owner = file.stat().st_uid
+    monkeypatch.setattr(os, "geteuid", lambda: owner + 1)
+    logs.configure("info", file, "text", foreground=False)
+    assert stat.S_IMODE(file.stat().st_mode) == 0o640
+
+
 def test_a_file_that_cannot_be_written_is_a_configuration_error(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="--log-file"):
         logs.configure("info", tmp_path / "no" / "log", "text", foreground=False)
@@ -134,6 +171,11 @@ def test_without_syslog_a_background_mount_logs_to_the_users_folder(tmp_path: Pa
     assert file.is_relative_to(tmp_path)
     assert "hello" in file.read_text()
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    former = file.with_name("optfs.log.1")
+    for _ in range(5):
+        logging.getLogger("optfs").info("x" * MiB)
+    assert "hello" in former.read_text()
+    assert [stat.S_IMODE(path.stat().st_mode) for path in (file, former)] == [0o600, 0o600]
 
 
 def test_configuring_again_replaces_the_destination(tmp_path: Path) -> None:
