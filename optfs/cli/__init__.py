@@ -28,6 +28,9 @@ COMMANDS = {
 }
 """Subcommands and their short help, so that `--help` need not import them."""
 
+LOGGING = frozenset({"mount", "doctor"})
+"""Subcommands that have `--log-level` and `--log-file`."""
+
 _EXIT_CODES: tuple[tuple[type[OptfsError], int], ...] = (
     (ConfigError, 2),
     (AccessError, 3),
@@ -111,16 +114,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except Exception as error:  # noqa: BLE001 - the last resort: a line instead of a traceback
-        return _fail(
-            f"unexpected {type(error).__name__}: this is a bug; run with --log-level debug --log-file FILE and look there", 1, error
-        )
+        return _fail(_unexpected(error, words[0] if words else ""), 1)
     return result if isinstance(result, int) else 0
 
 
-def _fail(message: str, code: int, cause: BaseException | None = None) -> int:
+def _fail(message: str, code: int) -> int:
     click.echo("optfs: " + " ".join(message.split()), err=True)
-    if cause is not None:
-        import logging
-
-        logging.getLogger("optfs.cli").debug("unexpected", exc_info=cause)
     return code
+
+
+def _unexpected(error: Exception, command: str) -> str:
+    """Return what is said of a bug: where its traceback is, or what is known of it where the command keeps no log."""
+    import logging
+    import traceback
+    from pathlib import Path
+
+    from optfs.cli.status import visible
+    from optfs.service.logs import redact
+
+    kind = type(error).__name__
+    if command in LOGGING:
+        logging.getLogger("optfs.cli").debug("unexpected", exc_info=error)
+        return f"unexpected {kind}: this is a bug; run with --log-level debug --log-file FILE and look there"
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    return f"unexpected {kind} in {Path(frame.filename).name}, line {frame.lineno}: {visible(redact(str(error)))}; this is a bug"

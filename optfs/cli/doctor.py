@@ -12,13 +12,13 @@ from optfs.cli.mount import settings
 def command(mount_options: tuple[str, ...], **options: str | None) -> int:
     """Check the FUSE binding, the token, credentials, the listing and the cache folder.
 
-    Takes the settings of `optfs mount`. The exit code is 1 when something fails.
+    Takes the settings of `optfs mount`; logs where --log-file says only. The exit code is 1 when something fails.
     """
     found = config.load(options, config.parse_mount_options(mount_options))
 
     from optfs.service import checks, logs
 
-    logs.configure("error", None, "text", foreground=True)
+    logs.configure(found.log_level if found.log_file else "error", found.log_file, found.log_format, foreground=True)
     failed = False
     for finding in checks.run(found):
         word = {True: "ok  ", False: "FAIL", None: "-   "}[finding.ok]

@@ -11,12 +11,12 @@ import pytest
 
 import optfs
 from optfs import cli
-from optfs.cli import arranged, main
+from optfs.cli import LOGGING, arranged, main
 from optfs.cli.mount import source_and_point
 from optfs.cli.status import lines, size, span
-from optfs.config import SETTINGS
+from optfs.config import SETTINGS, Config
 from optfs.errors import AccessDenied, ConfigError, DeadlineExceeded, MountError, NoExport, NotFound, ServiceUnavailable, TokenRefused
-from optfs.service import survey
+from optfs.service import checks, logs, survey
 
 
 @pytest.fixture
@@ -53,16 +53,54 @@ def test_each_kind_of_failure_is_one_line_and_its_exit_code(
     assert capsys.readouterr().err == "optfs: bad\n"
 
 
-def test_a_bug_is_one_line_without_traceback(command: Callable[[Callable[[], object]], None], capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("name", sorted(LOGGING))
+def test_a_bug_is_one_line_that_tells_where_its_traceback_will_be(
+    name: str, command: Callable[[Callable[[], object]], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And not the text, which may hold a secret that nobody has registered yet."""
+
     def fail() -> None:
         raise KeyError("2:very-secret")
 
     command(fail)
+    assert main([name]) == 1
+    captured = capsys.readouterr().err
+    assert captured == "optfs: unexpected KeyError: this is a bug; run with --log-level debug --log-file FILE and look there\n"
+
+
+def test_a_bug_of_a_command_without_a_log_is_one_line_with_its_text_and_place(
+    command: Callable[[Callable[[], object]], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It was told to use options that there aren't."""
+
+    def fail() -> None:
+        raise ValueError("two\nlines \x1b[2J Bearer very-secret")
+
+    command(fail)
     assert main(["status"]) == 1
     captured = capsys.readouterr().err
-    assert captured.count("\n") == 1
-    assert "KeyError" in captured
-    assert "very-secret" not in captured
+    line = fail.__code__.co_firstlineno + 1
+    assert captured == (f"optfs: unexpected ValueError in test_cli.py, line {line}: two\\nlines \\x1b[2J Bearer [hidden]; this is a bug\n")
+
+
+@pytest.mark.parametrize("name", list(cli.COMMANDS))
+def test_the_commands_that_are_said_to_have_a_log_have_its_options(name: str) -> None:
+    loaded = cli.group.get_command(click.Context(cli.group), name)
+    assert loaded is not None
+    assert ("log_file" in {parameter.name for parameter in loaded.params}) == (name in LOGGING)
+
+
+def test_doctor_logs_where_it_is_told_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def fail(_settings: Config) -> list[checks.Finding]:
+        raise KeyError("bug")
+
+    monkeypatch.setattr(checks, "run", fail)
+    configured: list[tuple[object, ...]] = []
+    monkeypatch.setattr(logs, "configure", lambda *settings, **_: configured.append(settings))
+    assert main(["doctor", "--log-level", "debug", "--log-file", str(tmp_path / "log")]) == 1
+    assert main(["doctor"]) == 1
+    assert configured == [("debug", tmp_path / "log", "text"), ("error", None, "text")]
+    capsys.readouterr()
 
 
 def test_ctrl_c_ends_with_130(command: Callable[[Callable[[], object]], None]) -> None:
