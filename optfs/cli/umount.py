@@ -18,5 +18,5 @@ def command(mountpoint: Path, lazy: bool, timeout: float) -> None:
     from optfs.service import running
 
     line = running.unmount(mountpoint, lazy=lazy, timeout=timeout)
-    if "unmounted;" in line or ":" in line:
+    if line is not None:
         click.echo(line)

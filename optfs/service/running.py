@@ -225,8 +225,8 @@ def _is_running(pid: int) -> bool:
     return True
 
 
-def unmount(mountpoint: Path, *, lazy: bool, timeout: float) -> str:
-    """Unmount and wait for the process behind it; return what was done, as a line.
+def unmount(mountpoint: Path, *, lazy: bool, timeout: float) -> str | None:
+    """Unmount and wait for the process behind it; return a line where something else was done.
 
     Raises:
         ConfigError: nothing is mounted there.
@@ -243,4 +243,4 @@ def unmount(mountpoint: Path, *, lazy: bool, timeout: float) -> str:
     pid = answer.get("pid") if answer else None
     if isinstance(pid, int) and not end_of(pid, timeout):
         return f"{path} is unmounted; its process {pid} ends when the last file is closed"
-    return f"{path} is unmounted"
+    return None

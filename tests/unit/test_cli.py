@@ -11,12 +11,13 @@ import pytest
 
 import optfs
 from optfs import cli
+from optfs.bridge import mounts
 from optfs.cli import LOGGING, arranged, main
 from optfs.cli.mount import source_and_point
 from optfs.cli.status import lines, size, span
 from optfs.config import SETTINGS, Config
 from optfs.errors import AccessDenied, ConfigError, DeadlineExceeded, MountError, NoExport, NotFound, ServiceUnavailable, TokenRefused
-from optfs.service import checks, logs, survey
+from optfs.service import checks, logs, running, survey
 
 
 @pytest.fixture
@@ -260,6 +261,16 @@ def test_cache_commands_tell_what_they_did(capsys: pytest.CaptureFixture[str], t
     for name, word in (("info", "0 blocks"), ("verify", "0 blocks checked"), ("clear", "0 blocks removed")):
         assert main(["cache", "--cache-dir", str(folder), name]) == 0
         assert word in capsys.readouterr().out
+
+
+def test_umount_says_nothing_when_all_is_done(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also of a mount point with a colon in its name."""
+    monkeypatch.setattr(mounts, "recover_stale", lambda _: False)
+    monkeypatch.setattr(mounts, "find", lambda path: mounts.Mount(str(path), mounts.FSTYPE, "optfs#1", "0:1"))
+    monkeypatch.setattr(mounts, "unmount", lambda *_, **__: None)
+    monkeypatch.setattr(running, "ask_mount", lambda _: None)
+    assert main(["umount", "/mnt/a:b"]) == 0
+    assert capsys.readouterr() == ("", "")
 
 
 def test_sizes_and_spans_for_people() -> None:
