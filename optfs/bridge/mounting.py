@@ -211,11 +211,6 @@ class Session:
             logger.debug("the kernel's readahead stays as it is: %s", error)
 
 
-def serve(filesystem: FileSystem, mountpoint: str, options: MountOptions, on_ready: Callable[[], None]) -> None:
-    """Mount and block until unmounted; see `Session.run`."""
-    Session(filesystem, mountpoint, options).run(on_ready)
-
-
 def check_mountpoint(mountpoint: str) -> None:
     """Look whether the mount point can be used.
 
