@@ -8,6 +8,7 @@ Rules:
   listing that took the place of such a one is believed for `RELIST` times what it took, whatever is found gone in it: a day that is being
   deleted, or a store that goes on listing what it doesn't give, costs a share of the time.
 - One listing of a unit is under way at a time. Whoever needs it waits for it, each within its own deadline; if it fails, it fails for all.
+  Whatever is raised once it is noted as under way, and be it for want of memory, ends it: else nobody would ever ask for the unit again.
 - When a refresh fails, the former listing goes on being shown. While a store is known to fail, nobody who can be shown a former listing
   waits: the next try runs in the background, at most one a unit in `RETRY_PAUSE` and `MAX_RETRIES` at a time. The first success ends that
   state. Without a former listing the failure is raised. Each change of state is logged once.
@@ -20,7 +21,6 @@ reads; one ahead of need runs in the pool.
 Locks: `_lock` guards everything below the comment in `__init__`; it is a leaf: no store, pool, event, or log is called under it.
 """
 
-import contextlib
 import logging
 import threading
 import traceback
@@ -229,12 +229,15 @@ class HeldListings:
                 flight = self._flights[unit] = _Flight()
         if flight is None:
             assert old is not None  # only a held listing is shown without waiting
-            if retries and not self._pool.submit(partial(self._retry, unit, providers), Priority.PREFETCH):
-                with self._lock:
-                    self._retrying.discard(unit)
+            if retries:
+                self._leave(unit, providers)
             return old
         if leads:
-            self._take_off(flight, unit, providers, old, deadline)
+            try:
+                self._take_off(flight, unit, providers, old, deadline)
+            except BaseException as failure:
+                self._end(flight, unit, failure)
+                raise
         # A flight that was begun here is bound by this deadline, and says better than this wait why it failed.
         if not _wait(flight.done, deadline) and not (leads and flight.done.wait(LOOK_AGAIN)):
             flight = None
@@ -274,8 +277,10 @@ class HeldListings:
         own = Deadline(deadline.clock, deadline.at)
 
         def fly() -> None:
-            with contextlib.suppress(BaseException):  # kept in the flight for those who wait
+            try:
                 self._fly(flight, unit, providers, old, own)
+            except BaseException as error:  # noqa: BLE001 - kept in the flight for those who wait
+                self._end(flight, unit, error)
 
         try:
             threading.Thread(target=fly, name="listing", daemon=True).start()
@@ -283,34 +288,40 @@ class HeldListings:
             fly()
 
     def _fly(self, flight: _Flight, unit: str, providers: Sequence[Provider], old: Listing | None, deadline: Deadline) -> None:
-        """List a unit, keep the result, and end the flight. An OptfsError is left in the flight, anything else is raised too."""
+        """List a unit, keep the result, and end the flight; an OptfsError is left in it. For anything else that is raised the caller ends it."""
         try:
             flight.listing = self._lister.fetch(unit, providers, old, deadline)
         except OptfsError as error:
             traceback.clear_frames(error.__traceback__)  # of former listings and pages
             flight.error = bare(error)
-        except BaseException as error:
-            flight.error = error
-            raise
         finally:
-            try:
-                self._land(flight, unit)
-                self._warn(flight.listing)
-            finally:
-                flight.done.set()
+            self._land(flight, unit)
+        self._warn(flight.listing)
+        self._end(flight, unit, None)
+
+    def _end(self, flight: _Flight, unit: str, error: BaseException | None) -> None:
+        """End a flight, by an error unless it brought something. Makes nothing new, since there may be no memory for it."""
+        with self._lock:
+            if self._flights.get(unit) is flight:
+                del self._flights[unit]
+        if flight.listing is None and flight.error is None:
+            flight.error = error
+        flight.done.set()
 
     def _land(self, flight: _Flight, unit: str) -> None:
         """Take a flight's result into what is held."""
         refused = False
         partly: Mapping[Provider, str] = {}
         with self._lock:
-            del self._flights[unit]
+            if self._flights.get(unit) is flight:
+                del self._flights[unit]
             held = self._held.get(unit)
             if flight.listing is not None:
                 partly = {name: why for name, why in flight.listing.refused.items() if held is None or name not in held.listing.refused}
-                self._objects += flight.listing.objects - (0 if held is None else held.listing.objects)
+                objects = self._objects + flight.listing.objects - (0 if held is None else held.listing.objects)
                 again = held is not None and held.outdated
                 self._held[unit] = _Held(flight.listing, flight.listing.asked_at, outdated=flight.outdated, again=again)
+                self._objects = objects
                 self._held.move_to_end(unit)
                 self._evict()
             elif held is not None:
@@ -337,8 +348,11 @@ class HeldListings:
             if self._closed or unit in self._flights or (held is not None and self._believed(held, self._clock())):
                 return False
             flight = self._flights[unit] = _Flight()
-            old = None if held is None else held.listing
-        self._fly(flight, unit, providers, old, Deadline.after(self._clock, self._timeout))
+        try:
+            self._fly(flight, unit, providers, None if held is None else held.listing, Deadline.after(self._clock, self._timeout))
+        except BaseException as error:
+            self._end(flight, unit, error)
+            raise
         return flight.listing is not None
 
     def _prefetch(self, unit: str, providers: Sequence[Provider]) -> None:
@@ -347,6 +361,16 @@ class HeldListings:
         if not failing and self._refresh(unit, providers):
             with self._lock:
                 self._prefetched += 1
+
+    def _leave(self, unit: str, providers: Sequence[Provider]) -> None:
+        """Leave the refresh of a unit that was noted in `_retrying` to the pool."""
+        left = False
+        try:
+            left = self._pool.submit(partial(self._retry, unit, providers), Priority.PREFETCH)
+        finally:
+            if not left:
+                with self._lock:
+                    self._retrying.discard(unit)
 
     def _retry(self, unit: str, providers: Sequence[Provider]) -> None:
         try:
