@@ -1,14 +1,17 @@
 """A pool of threads that runs what somebody waits for before what may be wanted later.
 
 Rules: a job is a callable without arguments that handles its own exceptions; one that doesn't is logged and costs nobody else anything.
-Threads start as jobs come, up to `limit`, and never stop before `close`. Prefetch may occupy at most `limit - reserve` threads, so that
-a reader's job never waits for one prefetch after another to end.
+Threads start as jobs come, up to `limit`, and never stop before `close`: whatever is raised, a thread goes on after `PAUSE`, and no job that
+was queued is lost. Prefetch may occupy at most `limit - reserve` threads, so that a reader's job never waits for one prefetch after another
+to end.
 
 Lock order: `_lock` is a leaf; no job runs and no other lock is taken under it.
 """
 
+import contextlib
 import logging
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
 from enum import Enum
@@ -16,6 +19,9 @@ from enum import Enum
 logger = logging.getLogger(__name__)
 
 Job = Callable[[], None]
+
+PAUSE = 0.2
+"""Seconds that a thread rests which couldn't take a job, for want of memory: no busy loop, and jobs don't wait long for it."""
 
 
 class Priority(Enum):
@@ -55,15 +61,15 @@ class WorkerPool:
             queue = self._demand if priority is Priority.DEMAND else self._prefetch
             queue.append(job)
             if self._idle < len(self._demand) + len(self._prefetch) and len(self._threads) < self._limit:
-                thread = threading.Thread(target=self._run, name=f"{self._name}-{len(self._threads)}", daemon=True)
+                before = len(self._threads)
                 try:
-                    thread.start()
-                except RuntimeError:  # no memory for its stack: the threads that there are run the job
+                    self._threads.append(threading.Thread(target=self._run, name=f"{self._name}-{before}", daemon=True))
+                    self._threads[-1].start()
+                except (RuntimeError, MemoryError):  # no memory for it or its stack: the threads that there are run the job
+                    del self._threads[before:]
                     if not self._threads:
                         queue.pop()
                         return False
-                else:
-                    self._threads.append(thread)
             self._wanted.notify()
             return True
 
@@ -85,10 +91,14 @@ class WorkerPool:
             try:
                 while True:
                     if self._demand:
-                        return self._demand.popleft(), Priority.DEMAND
+                        taken = self._demand[0], Priority.DEMAND
+                        self._demand.popleft()  # once there was memory for the pair
+                        return taken
                     if self._prefetch and self._busy_prefetch < self._prefetch_limit:
+                        taken = self._prefetch[0], Priority.PREFETCH
                         self._busy_prefetch += 1
-                        return self._prefetch.popleft(), Priority.PREFETCH
+                        self._prefetch.popleft()
+                        return taken
                     if self._closed:
                         return None
                     self._wanted.wait()
@@ -96,15 +106,30 @@ class WorkerPool:
                 self._idle -= 1
 
     def _run(self) -> None:
-        while (taken := self._next()) is not None:
-            job, priority = taken
+        going = True
+        while going:
             try:
-                job()
-            except Exception:  # a bug in a job must not end the thread that others need
-                logger.exception("a background job failed")
-            finally:
-                del job, taken  # an idle thread must not keep a job's buffers alive
-                if priority is Priority.PREFETCH:
-                    with self._lock:
-                        self._busy_prefetch -= 1
-                        self._wanted.notify()
+                going = self._turn()
+            except BaseException as error:  # others need the thread, and count on it
+                if not isinstance(error, MemoryError):  # a report takes memory, too
+                    with contextlib.suppress(BaseException):
+                        logger.exception("a thread of the pool failed and goes on")
+                time.sleep(PAUSE)
+
+    def _turn(self) -> bool:
+        """Wait for a job and run it; return False when the pool is closed."""
+        taken = self._next()
+        if taken is None:
+            return False
+        job, priority = taken
+        try:
+            job()
+        except BaseException:  # also SystemExit, which Python's threads end by without a word
+            logger.exception("a background job failed")
+        finally:
+            del job, taken  # an idle thread must not keep a job's buffers alive
+            if priority is Priority.PREFETCH:
+                with self._lock:
+                    self._busy_prefetch -= 1
+                    self._wanted.notify()
+        return True

@@ -1,0 +1,128 @@
+"""The pool of threads: what it does with failures of jobs, and where it finds no memory."""
+
+import logging
+import threading
+from collections.abc import Callable, Iterator
+from functools import partial
+
+import pytest
+
+from optfs import workers
+from optfs.workers import Priority, WorkerPool
+
+LIMIT = 30.0  # seconds a loaded machine may take to get somewhere
+
+
+@pytest.fixture
+def pool(monkeypatch: pytest.MonkeyPatch) -> Iterator[WorkerPool]:
+    """Give a pool of one thread: all depends on it."""
+    monkeypatch.setattr(workers, "PAUSE", 0.01)
+    made = WorkerPool("test", 1, reserve=0)
+    yield made
+    assert made.close(LIMIT)
+
+
+def run(pool: WorkerPool, priority: Priority = Priority.DEMAND) -> None:
+    """Have the pool run a job, and wait until it has."""
+    done = threading.Event()
+    assert pool.submit(done.set, priority)
+    assert done.wait(LIMIT)
+
+
+def _wait(event: threading.Event) -> None:
+    assert event.wait(LIMIT)
+
+
+class Starved:
+    """Does nothing but what it stands for, save that the first call by a thread of the pool finds no memory."""
+
+    def __init__(self, real: Callable[..., object]) -> None:
+        self._real = real
+        self.failed = threading.Event()
+
+    def __call__(self, *arguments: object, **keywords: object) -> object:
+        """Fail, or do it."""
+        if threading.current_thread().name.startswith("test-") and not self.failed.is_set():
+            self.failed.set()
+            raise MemoryError
+        return self._real(*arguments, **keywords)
+
+
+@pytest.mark.parametrize(("name", "priority"), [("wait", Priority.DEMAND), ("wait", Priority.PREFETCH), ("notify", Priority.PREFETCH)])
+def test_a_thread_that_finds_no_memory_between_jobs_goes_on(
+    pool: WorkerPool, name: str, priority: Priority, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To wait for the next job, or to tell others that a prefetch has ended."""
+    starved = Starved(getattr(pool._wanted, name))
+    monkeypatch.setattr(pool._wanted, name, starved)
+    run(pool, priority)
+    assert starved.failed.wait(LIMIT)
+    run(pool, priority)
+
+
+@pytest.mark.parametrize("priority", Priority)
+def test_a_job_that_could_not_be_taken_is_not_lost(pool: WorkerPool, priority: Priority, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A reader would wait for it in vain."""
+    real = Priority
+    starved = Starved(lambda name: real[name])
+
+    class Priorities:
+        def __getattr__(self, name: str) -> object:
+            return starved(name)
+
+    monkeypatch.setattr(workers, "Priority", Priorities())
+    run(pool, priority)
+    assert starved.failed.is_set()
+    run(pool, priority)
+
+
+@pytest.mark.log_errors
+@pytest.mark.parametrize("error", [ValueError, MemoryError, SystemExit])
+def test_a_job_that_fails_ends_no_thread(pool: WorkerPool, error: type[BaseException], caplog: pytest.LogCaptureFixture) -> None:
+    """Whatever it raises; it is logged."""
+
+    def fail() -> None:
+        raise error("a bug")
+
+    assert pool.submit(fail, Priority.DEMAND)
+    run(pool)
+    assert [record.getMessage() for record in caplog.records] == ["a background job failed"]
+
+
+def test_a_failure_that_finds_no_memory_to_be_logged_ends_no_thread(pool: WorkerPool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It comes when there is none."""
+    log = logging.getLogger("optfs.workers")
+    starved = Starved(log.exception)
+    monkeypatch.setattr(log, "exception", starved)
+
+    def fail() -> None:
+        raise ValueError("a bug")
+
+    assert pool.submit(fail, Priority.PREFETCH)
+    assert starved.failed.wait(LIMIT)
+    run(pool, Priority.PREFETCH)
+
+
+@pytest.mark.parametrize("error", [MemoryError, RuntimeError])
+def test_without_memory_for_a_thread_the_others_run_the_job(error: type[Exception], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where there is none, the job is refused: it won't run later on, for whoever handed it over was told so."""
+
+    def fail(_thread: threading.Thread) -> None:
+        raise error("no memory")
+
+    pool = WorkerPool("test", 2, reserve=0)
+    refused = threading.Event()
+    with monkeypatch.context() as starved:
+        starved.setattr(threading.Thread, "start", fail)
+        assert not pool.submit(refused.set, Priority.DEMAND)
+    run(pool)
+    leave = threading.Event()
+    assert pool.submit(partial(_wait, leave), Priority.DEMAND)
+    with monkeypatch.context() as starved:
+        starved.setattr(threading.Thread, "start", fail)
+        done = threading.Event()
+        assert pool.submit(done.set, Priority.DEMAND)
+        leave.set()
+        assert done.wait(LIMIT)
+    assert pool.close(LIMIT)
+    assert not refused.is_set()
