@@ -1,8 +1,9 @@
 """What calls hand to the cache's writer: blocks within a bound of bytes, uses, and blocks that are gone; and the writer's counters.
 
-Rules: blocks hold at most `backlog` bytes from `put` until the writer has released them. For one that doesn't fit `put` waits `PATIENCE` at
-most, then it is dropped: callers are workers whose readers have their bytes already, and a disk that is a little slower than the network
-keeps up that way (without, 45 of a stream's 256 blocks were dropped). The wait is short enough for a stuck disk to slow no stream down.
+Rules: blocks hold at most `backlog` bytes from `put` until the writer has released them; what it hasn't when it takes the next batch is
+dropped then, so that no failure of its own takes room for ever. For a block that doesn't fit `put` waits `PATIENCE` at most, then it is
+dropped: callers are workers whose readers have their bytes already, and a disk that is a little slower than the network keeps up that way
+(without, 45 of a stream's 256 blocks were dropped). The wait is short enough for a stuck disk to slow no stream down.
 A use is noted at most once in `TOUCH_EVERY` seconds a block, and waits up to `TOUCH_DELAY` seconds, so that many share one transaction.
 
 Lock: `_lock` (with its conditions `_changed` and `_room`) guards everything here. It is a leaf and never held over I/O.
@@ -12,6 +13,7 @@ import threading
 import time
 from collections import deque
 from dataclasses import dataclass, field, replace
+from itertools import islice
 
 from optfs.cache.protocol import BlockKey
 from optfs.values import Clock
@@ -68,9 +70,11 @@ class Handover:
         self._lock = threading.Lock()
         self._changed = threading.Condition(self._lock)
         self._room = threading.Condition(self._lock)  # of its own: one block written lets one waiting worker go, not all of them
-        # Guarded by _lock: all below. Invariant: 0 <= _held <= _backlog: bytes of blocks that wait or are in the writer's hands.
+        # Guarded by _lock: all below. Invariant: 0 <= _taken_bytes <= _held <= _backlog: bytes of blocks in the writer's hands, and of those
+        # together with the ones that wait.
         self._blocks: deque[tuple[BlockKey, memoryview]] = deque()
         self._held = 0
+        self._taken = self._taken_bytes = 0
         self._uses: dict[str, float] = {}
         self._gone: list[str] = []
         self._noted: dict[str, float] = {}
@@ -93,8 +97,8 @@ class Handover:
             if self.closed or self._held + len(data) > self._backlog:
                 self._counters.dropped += 1
                 return
+            self._blocks.append((key, data))  # first: it may find no memory
             self._held += len(data)
-            self._blocks.append((key, data))
             self._changed.notify_all()
 
     def note_use(self, name: str, now: float, wall: float) -> None:
@@ -151,22 +155,30 @@ class Handover:
     def take(self, *, more_work: bool) -> Batch:
         """Wait for something to do and return it; an empty batch after `IDLE` seconds, or at once where the writer has `more_work`.
 
-        The writer's own; it calls `release` for each block and `done` after the batch.
+        The writer's own; it calls `release` for each block that it is done with. Those of the batch before that it hasn't are dropped.
+        Where this raises, everything waits as before.
         """
         with self._lock:
+            self._give_back()
             self._busy = False
             self._changed.notify_all()
             if not more_work:
                 self._changed.wait_for(lambda: self._blocks or self._uses or self._gone or self.closed, IDLE)
                 if not self._blocks and not self.closed and (self._uses or self._gone):
                     self._changed.wait_for(lambda: self._blocks or self._hurry or self.closed, TOUCH_DELAY)
-            batch = Batch(last=self.closed and len(self._blocks) <= _BATCH)
-            for _ in range(min(_BATCH, len(self._blocks))):
-                batch.blocks.append(self._blocks.popleft())
-            batch.uses = list(self._uses.items())
-            batch.gone = self._gone
-            self._uses = {}
-            self._gone = []
+            batch = Batch(
+                deque(islice(self._blocks, _BATCH)),
+                list(self._uses.items()),
+                self._gone.copy(),
+                last=self.closed and len(self._blocks) <= _BATCH,
+            )
+            size = sum(len(data) for _, data in batch.blocks)
+            for _ in batch.blocks:  # from here on nothing finds no memory
+                self._blocks.popleft()
+            self._taken = len(batch.blocks)
+            self._taken_bytes = size
+            self._uses.clear()
+            self._gone.clear()
             self._hurry = False
             self._busy = True
             return batch
@@ -175,6 +187,8 @@ class Handover:
         """Give back a block's bytes, whether or not they were written."""
         with self._lock:
             self._held -= size
+            self._taken -= 1
+            self._taken_bytes -= size
             self._room.notify()
             if written:
                 self._counters.stored += 1
@@ -191,10 +205,19 @@ class Handover:
     def end(self) -> None:
         """Tell that the writer has ended: nothing is pending any more."""
         with self._lock:
+            self._give_back()
             self._busy = False
             self._blocks.clear()
             self._uses.clear()
             self._gone.clear()
             self._held = 0
             self._changed.notify_all()
+            self._room.notify_all()
+
+    def _give_back(self) -> None:
+        """Drop what the writer took and didn't release. Called with the lock."""
+        if self._taken:
+            self._counters.dropped += self._taken
+            self._held -= self._taken_bytes
+            self._taken = self._taken_bytes = 0
             self._room.notify_all()

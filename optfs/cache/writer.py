@@ -7,13 +7,15 @@ meanwhile go, too.
 A new index (or one that was damaged) is filled from the files' names before anything is added, so that the limit holds. The folder is swept
 once after the start, a shard at a time, between batches.
 
-Rules: nothing escapes the thread. A failing disk or index turns writing off (`health`); the next trial opens folder and index anew.
+Rules: nothing ends the thread before `close`. Whatever fails, be it for want of memory, turns writing off (`health`), so that nobody waits
+for the thread; the next trial opens folder and index anew.
 """
 
 import contextlib
 import logging
 import sqlite3
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -33,6 +35,9 @@ logger = logging.getLogger(__name__)
 
 _ROWS_AT_ONCE = 200
 """Rows changed in one transaction: bounds the journal (`room`) and how long other mounts wait."""
+
+_PAUSE = 1.0
+"""Seconds that the thread rests when it could take nothing: no busy loop."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,19 +99,41 @@ class Writer:
         return self.health.usable()
 
     def _run(self) -> None:
-        last = False
-        if self.health.usable():
-            self._step(Batch())
+        try:
+            self._serve()
+            self._close_index()
+        finally:
+            self._handover.end()
+
+    def _serve(self) -> None:
+        """Write until there is an end, whatever is raised."""
+        failure: BaseException | None = None
+        opened = last = False
         while not last:
-            batch = self._handover.take(more_work=bool(self._to_sweep) and self.health.usable())
-            last = batch.last
-            self._step(batch)
-            self._release(batch.blocks)
-            del batch
-        if self._index is not None:
-            with contextlib.suppress(sqlite3.Error):
-                self._index.close()
-        self._handover.end()
+            try:
+                if failure is not None:
+                    self._rest(failure)
+                    failure = None
+                elif not opened:
+                    opened = True
+                    self._step(Batch())
+                else:
+                    last = self._turn()
+            except BaseException as error:  # noqa: BLE001 - handled in the next round, which may find no memory either
+                failure = error
+
+    def _turn(self) -> bool:
+        """Take a batch and write it; return whether it was the last."""
+        batch = self._handover.take(more_work=bool(self._to_sweep) and self.health.usable())
+        self._step(batch)
+        return batch.last
+
+    def _rest(self, error: BaseException) -> None:
+        """Turn writing off for what was raised outside of writing, and pause."""
+        try:
+            self._fail(error)
+        finally:
+            time.sleep(_PAUSE)
 
     def _step(self, batch: Batch) -> None:
         if not self.health.usable() or self._handover.overdue():
@@ -119,24 +146,24 @@ class Writer:
                 sweep_shard(folder, index, self._to_sweep[0], self._wall())
                 self._to_sweep.popleft()
             self.health.works()
-        except (OSError, sqlite3.Error, ConfigError) as error:
-            self._fail(error)
-        except Exception as error:  # a bug here must end neither the thread nor a reader
-            logger.exception("the block cache failed")
+        except Exception as error:  # noqa: BLE001 - a bug here must end neither the thread nor a reader
             self._fail(error)
 
-    def _fail(self, error: Exception) -> None:
-        if self._index is not None:
-            with contextlib.suppress(sqlite3.Error):
-                self._index.close()
-            self._index = None
+    def _fail(self, error: BaseException) -> None:
+        """Turn writing off, and let go of the index."""
         if isinstance(error, ConfigError):
             reason = error.message
         elif isinstance(error, OSError):
             reason = f"{self._cache_dir}: {error.strerror or error}"
-        else:
+        elif isinstance(error, sqlite3.Error):
             reason = f"the index of {self._cache_dir}: {error}"
+        elif isinstance(error, MemoryError):
+            reason = "there is no memory for it"
+        else:
+            reason = f"unexpected {type(error).__name__}, see the log"
+            logger.error("the block cache failed", exc_info=error)
         self.health.failed(reason)
+        self._close_index()
 
     def _ready(self) -> tuple[Folder, BlockIndex]:
         folder = self.folder
@@ -155,9 +182,10 @@ class Writer:
         return folder, self._index
 
     def _close_index(self) -> None:
-        if self._index is not None:
-            self._index.close()
-            self._index = None
+        index, self._index = self._index, None
+        if index is not None:
+            with contextlib.suppress(sqlite3.Error):
+                index.close()
 
     def _note(self, index: BlockIndex, batch: Batch) -> None:
         for start in range(0, len(batch.gone), _ROWS_AT_ONCE):
@@ -168,7 +196,7 @@ class Writer:
             index.run(lambda uses=uses: index.touch(uses))  # type: ignore[misc]  # as above
 
     def _store(self, folder: Folder, index: BlockIndex, blocks: deque[tuple[BlockKey, memoryview]]) -> None:
-        """Write blocks, taking them from the deque as they are done; what is left in it is dropped by the caller."""
+        """Write blocks, taking them from the deque as they are done; what isn't released is dropped with the next batch."""
         offered: dict[str, _Block] = {}
         while blocks:
             key, data = blocks.popleft()
@@ -235,11 +263,6 @@ class Writer:
             return self._limits.statvfs(folder)
         found = folder.statvfs()
         return found.f_bavail * found.f_frsize, found.f_blocks * found.f_frsize
-
-    def _release(self, blocks: deque[tuple[BlockKey, memoryview]]) -> None:
-        while blocks:
-            key, _ = blocks.popleft()
-            self._handover.release(key.length, written=False)
 
 
 def _length(name: str) -> int:

@@ -3,13 +3,15 @@
 import os
 import random
 import threading
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 
-from optfs.cache import disk
+from optfs.cache import disk, handover, writer
 from optfs.cache.folder import BLOCKS, Folder
+from optfs.cache.health import RETRY, Health
 from optfs.cache.protocol import BlockKey
 from optfs.cache.room import FreeFloor
 from optfs.values import KiB, MiB, ObjectInfo
@@ -387,4 +389,74 @@ def test_open_cache_returns_a_working_one(tmp_path: Path) -> None:
     assert isinstance(cache, disk.DiskCache)
     fill(cache, block_key(0))
     assert held(cache, block_key(0)) == [True]
+    cache.close()
+
+
+class _Starved:
+    """Stands for something that finds no memory, or fails otherwise, at its first use."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, owner: object, name: str, error: type[Exception] = MemoryError) -> None:
+        self.failed = False
+        real: Callable[..., object] = getattr(owner, name)
+
+        def starve(*arguments: object, **keywords: object) -> object:
+            if not self.failed:
+                self.failed = True
+                raise error
+            return real(*arguments, **keywords)
+
+        monkeypatch.setattr(owner, name, starve)
+
+
+@pytest.mark.parametrize(
+    ("owner", "name"),
+    [(handover, "Batch"), (writer, "block_name"), (Health, "works"), (Folder, "write")],
+    ids=["take", "begin", "end", "write"],
+)
+@pytest.mark.parametrize("twice", [False, True], ids=["once", "twice"])
+def test_want_of_memory_turns_writing_off_for_a_while(
+    tmp_path: Path, owner: object, name: str, twice: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Wherever the writer finds none, also to say so: nobody waits for it, the status tells, and later all works again."""
+    monkeypatch.setattr(writer, "_PAUSE", 0.01)
+    monkeypatch.setattr(handover, "PATIENCE", WAIT)
+    clock = HandClock()
+    cache = make_cache(tmp_path, backlog=2 * BLOCK, clock=clock)
+    assert cache.flush(WAIT)
+    with monkeypatch.context() as patch:
+        starved = [_Starved(patch, owner, name)]
+        if twice:
+            starved.append(_Starved(patch, Health, "failed"))
+        start = time.monotonic()
+        cache.put(block_key(0), memoryview(content(block_key(0))))
+        while cache.stats().state == "on" and time.monotonic() < start + WAIT / 2:
+            time.sleep(0.001)
+        assert all(each.failed for each in starved)
+        assert "no memory" in cache.stats().state
+        for number in range(1, 6):
+            cache.put(block_key(number), memoryview(content(block_key(number))))
+        assert time.monotonic() < start + WAIT
+    clock.now += RETRY
+    fill(cache, block_key(6), block_key(7))
+    assert held(cache, block_key(6), block_key(7)) == [True, True]
+    assert cache.stats().state == "on"
+    cache.close()
+
+
+@pytest.mark.log_errors
+def test_a_bug_outside_of_writing_is_logged_once_and_ends_no_thread(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As one within."""
+    monkeypatch.setattr(writer, "_PAUSE", 0.01)
+    clock = HandClock()
+    cache = make_cache(tmp_path, clock=clock)
+    assert cache.flush(WAIT)
+    _Starved(monkeypatch, handover, "Batch", KeyError)
+    fill(cache, block_key(0))
+    assert cache.stats().state == "unexpected KeyError, see the log"
+    assert [record.levelname for record in caplog.records] == ["ERROR", "WARNING"]
+    clock.now += RETRY
+    fill(cache, block_key(1))
+    assert held(cache, block_key(1)) == [True]
     cache.close()

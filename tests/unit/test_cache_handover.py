@@ -1,6 +1,8 @@
 """The queue between readers and the cache's writer: who waits for room, how long, and what is dropped."""
 
 import threading
+from collections import deque
+from typing import NoReturn
 
 import pytest
 
@@ -54,3 +56,51 @@ def test_closing_ends_the_wait() -> None:
     waiting.join(30)
     assert not waiting.is_alive()
     assert queue.counters().dropped == 1
+
+
+def test_what_the_writer_did_not_release_is_dropped_with_its_next_batch() -> None:
+    """A failure of the writer takes no room for ever."""
+    queue = Handover(BACKLOG)
+    put(queue, 0)
+    assert len(queue.take(more_work=True).blocks) == 1
+    assert not queue.take(more_work=True).blocks
+    put(queue, 1, BACKLOG)
+    assert len(queue.take(more_work=True).blocks) == 1
+    queue.release(BACKLOG, written=True)
+    assert not queue.take(more_work=True).blocks
+    assert (queue.counters().stored, queue.counters().dropped) == (1, 1)
+
+
+def test_a_batch_that_finds_no_memory_leaves_what_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It comes with the next one."""
+
+    class Starved(dict[str, float]):
+        def items(self) -> NoReturn:
+            raise MemoryError
+
+    queue = Handover(BACKLOG)
+    put(queue, 0)
+    queue.note_gone("gone")
+    with monkeypatch.context() as starved:
+        starved.setattr(queue, "_uses", Starved())
+        with pytest.raises(MemoryError):
+            queue.take(more_work=True)
+    batch = queue.take(more_work=True)
+    assert ([key.length for key, _ in batch.blocks], batch.gone) == ([60], ["gone"])
+
+
+def test_a_block_that_finds_no_memory_to_wait_takes_no_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All of it is there for the next one."""
+
+    class Starved(deque[object]):
+        def append(self, _item: object) -> None:
+            raise MemoryError
+
+    queue = Handover(BACKLOG)
+    with monkeypatch.context() as starved:
+        starved.setattr(queue, "_blocks", Starved())
+        with pytest.raises(MemoryError):
+            put(queue, 0)
+    monkeypatch.setattr(handover, "PATIENCE", 0.01)
+    put(queue, 1, BACKLOG)
+    assert len(queue.take(more_work=True).blocks) == 1
