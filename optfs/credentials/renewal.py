@@ -149,14 +149,6 @@ class RenewingSource:
         if self._thread is not None:
             self._thread.join(timeout)
 
-    def pause(self, seconds: float) -> bool:
-        """Wait between tries of one renewal; return True at once when everything ends. For `ApiClient`."""
-        end = self._clock() + seconds
-        with self._changed:
-            while not self._closed and (left := end - self._clock()) > 0:
-                self._wait(self._changed, min(left, LOOK_AGAIN))
-            return self._closed
-
     def current(self, timeout: float) -> Credential:
         """Return a usable credential; see the protocol."""
         with self._changed:

@@ -397,15 +397,6 @@ def test_close_wakes_who_waits_and_leaves_a_stuck_request_behind() -> None:
     assert not any(thread.name == "renew-aws" and thread.is_alive() for thread in threading.enumerate())
 
 
-def test_a_pause_of_the_client_ends_with_the_source() -> None:
-    """Without waiting for the pause's end."""
-    api = Api()
-    source = source_of(api)
-    source.start()
-    source.close(PATIENCE)
-    assert source.pause(3600.0)
-
-
 def test_a_rejected_guess_is_learned_and_forgotten() -> None:
     """Tokens that die after 100 s are renewed before that; after one odd rejection the full lifetime comes back."""
     guess = schedule.Guess(HOUR).rejected(100.0)
