@@ -13,6 +13,7 @@ Rules:
 - After a failure those who wait get the failure at once, and the next try comes after a pause; who comes meanwhile, or during that try,
   gets the failure too. To them an API that fails is missing access (NotRenewed).
 - Each change of state is logged once: renewal fails, renewal works again.
+- Nothing ends the thread before `close`: what isn't foreseen, wherever it is raised, is a failed renewal, after which the thread rests `REST`.
 
 Threads: `renew-<provider>` runs `_run`; everything else is called by any thread.
 Lock: `_changed` guards all fields below it; it is never held over a request.
@@ -34,6 +35,10 @@ logger = logging.getLogger(__name__)
 
 FORCED_AGAIN = 5.0
 """Seconds after a forced renewal during which its fruit isn't renewed by force once more."""
+
+REST = 1.0
+"""Seconds after what isn't foreseen: it may be raised again at once."""
+
 Wait = Callable[[threading.Condition, float], object]
 
 LOOK_AGAIN = 1.0
@@ -222,22 +227,39 @@ class RenewingSource:
         return self._setback.retry_at(self._setback.at if self._force_next else self._term.unusable_at)
 
     def _run(self) -> None:
-        while self._sleep():
-            started = self._clock()
+        failure: BaseException | None = None
+        going = True
+        while going:
             try:
-                grant = self._fetch()
-                error = None
-            except OptfsError as failure:
-                error = failure
-            except Exception as failure:  # a bug must not end the thread that everything depends on
-                logger.exception("renewal failed for a reason that isn't foreseen")
-                error = AccessError("the credentials can't be renewed; see the log")
-                error.__cause__ = failure
-            if error is None:
-                self._renewed(grant, started)
+                if failure is not None:
+                    self._survive(failure)
+                    failure = None
+                going = self._turn()
+            except BaseException as error:  # noqa: BLE001 - handled in the next round, which may find no memory either
+                failure = error
+
+    def _turn(self) -> bool:
+        """Wait until it is time to renew, and renew; return False when everything ends."""
+        if not self._sleep():
+            return False
+        started = self._clock()
+        try:
+            grant = self._fetch()
+        except OptfsError as error:
+            self._failed(error)
+        else:
+            self._renewed(grant, started)
+        return True
+
+    def _survive(self, failure: BaseException) -> None:
+        """Take what isn't foreseen for a failed renewal, and rest."""
+        try:
+            if isinstance(failure, MemoryError):
+                self._failed(AccessError("there is no memory to renew the credentials", detail="MemoryError"))
             else:
-                self._failed(error)
-                del error  # with what its frames were at work on
+                self._failed(AccessError("the credentials can't be renewed; see the log"), failure)
+        finally:
+            time.sleep(REST)
 
     def _sleep(self) -> bool:
         """Wait until it is time to renew; return False when everything ends."""
@@ -264,18 +286,24 @@ class RenewingSource:
         else:
             logger.debug("credentials for %s were renewed", self._provider)
 
-    def _failed(self, error: OptfsError) -> None:
+    def _failed(self, error: OptfsError, bug: BaseException | None = None) -> None:
+        """Tell those who wait, and note when to try again. `bug`: what isn't foreseen, for the log."""
         if not isinstance(error, AccessError | ServiceError):
             # A token file that vanished: to whoever reads a file that is no wrong usage, but missing access.
             error = AccessError(error.message, detail=error.detail)
+        kept = bare(error)
         with self._changed:
-            first = self._setback is None
+            first = self._error is None
+            known = self._error is not None and self._error.message == kept.message
             count = 1 if self._setback is None else self._setback.count + 1
             self._setback = schedule.Setback(count, self._clock(), self._dice.random())
-            self._error = bare(error)
+            self._error = kept
             self._running = False
             self._changed.notify_all()
-        if first:
+        if bug is not None:
+            if not known:
+                logger.error("renewing credentials for %s failed for a reason that isn't foreseen", self._provider, exc_info=bug)
+        elif first:
             logger.warning("credentials for %s can't be renewed: %s (%s); trying again", self._provider, error, error.detail)
 
     def _take(self, grant: Grant, started: float, *, forced: bool) -> None:
@@ -285,20 +313,27 @@ class RenewingSource:
             grant = Grant(self._grant.root, grant.credential)
             logger.warning("the Authentication API names another bucket than before; staying with the first")
         seconds = schedule.lifetime(grant.credential.expires_at, self._wall_clock(), self._requested)
+        guess = self._guess
         if grant.credential.expires_at is None or self._provider == "gcp":  # guessed: neither GCS nor static keys announce it
             if not forced:
-                self._guess = self._guess.lived()
-            seconds = min(seconds, self._guess.bound)
+                guess = guess.lived()
+            seconds = min(seconds, guess.bound)
+        term = schedule.term(started, seconds, self._dice.random())
+        forced_at = self._clock() if forced else None
+        refreshed = self._wall_clock()
+        renewals = self._renewals + 1
+        # All or nothing: from here on nothing is raised.
         self._grant = grant
-        self._term = schedule.term(started, seconds, self._dice.random())
-        self._forced_at = self._clock() if forced else None
+        self._term = term
+        self._guess = guess
+        self._forced_at = forced_at
         self._force_next = False
         # Whoever waits is served by this grant; without this, those who came during the request would cause another one.
         self._wanted = False
         self._setback = None
         self._error = None
-        self._last_refresh = self._wall_clock()
-        self._renewals += 1
+        self._last_refresh = refreshed
+        self._renewals = renewals
 
 
 def _again(error: OptfsError) -> OptfsError:

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from optfs.credentials import schedule
+from optfs.credentials import renewal, schedule
 from optfs.credentials.protocol import AwsCredential, Credential, GcpCredential, Grant
 from optfs.credentials.renewal import RenewingSource
 from optfs.errors import AccessError, ConfigError, CredentialRejected, DeadlineExceeded, OptfsError, ServiceUnavailable, TokenRefused
@@ -328,15 +328,20 @@ def test_who_comes_during_a_pause_is_told_at_once() -> None:
 
 
 @pytest.mark.log_errors
-def test_a_bug_in_asking_ends_no_thread() -> None:
-    """The mount would be lost an hour later."""
+@pytest.mark.parametrize("bug", [KeyError("very-secret"), SystemExit()], ids=["bug", "exit"])
+def test_a_bug_in_asking_ends_no_thread(bug: BaseException, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    """The mount would be lost an hour later. It is logged once, however often it is met."""
+    monkeypatch.setattr(renewal, "REST", 0.01)
     api = Api()
     clock = Clock()
     broken = threading.Event()
+    met = 0
 
     def fetch() -> Grant:
+        nonlocal met
         if broken.is_set():
-            raise KeyError("very-secret")
+            met += 1
+            raise bug
         return api()
 
     with started(source_of(fetch, clock=clock)) as source:
@@ -344,9 +349,75 @@ def test_a_bug_in_asking_ends_no_thread() -> None:
         clock.now += HOUR
         with pytest.raises(AccessError):
             source.current(PATIENCE)
+        clock.now += 10
+        until(lambda: met > 1)
         broken.clear()
         clock.now += 10
         until(lambda: source.status().last_error == "")
+    assert [record.levelname for record in caplog.records] == ["ERROR"]
+
+
+def _starve(monkeypatch: pytest.MonkeyPatch, owner: object, name: str) -> None:
+    """Let something find no memory at its first use."""
+    real: Callable[..., object] = getattr(owner, name)
+
+    def starved(*arguments: object) -> object:
+        monkeypatch.setattr(owner, name, real)
+        raise MemoryError
+
+    monkeypatch.setattr(owner, name, starved)
+
+
+@pytest.mark.parametrize("also_to_say_so", [False, True])
+def test_want_of_memory_is_told_and_overcome(also_to_say_so: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Here to keep what the API gave: what was held stays whole, and those who wait hear of it at once, not when their time is up."""
+    monkeypatch.setattr(renewal, "REST", 0.01)
+    api = Api()
+    clock = Clock()
+    with started(source_of(api, clock=clock)) as source:
+        _starve(monkeypatch, schedule, "term")
+        if also_to_say_so:
+            _starve(monkeypatch, schedule, "Setback")
+        clock.now += HOUR
+        with pytest.raises(AccessError, match="no memory"):
+            source.current(PATIENCE)
+        assert "no memory" in source.status().last_error
+        assert source.status().renewals == 1
+        clock.now += 10
+        until(lambda: source.status().last_error == "")
+        assert key(source.current(0.0)) == "key-3"
+        assert source.status().renewals == 2
+
+
+def test_a_thread_that_finds_no_memory_to_wait_goes_on_without_haste(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is logged once; when there is memory again, the next credential comes in time."""
+    monkeypatch.setattr(renewal, "REST", 0.05)
+    api = Api()
+    clock = Clock()
+    starving = threading.Event()
+    starving.set()
+    tries = 0
+
+    def wait(condition: threading.Condition, seconds: float) -> None:
+        nonlocal tries
+        if starving.is_set() and threading.current_thread().name == "renew-aws":
+            tries += 1
+            raise MemoryError
+        condition.wait(seconds)
+
+    begin = time.monotonic()
+    with started(source_of(api, clock=clock, wait=wait)) as source:
+        until(lambda: tries >= 5)
+        assert time.monotonic() - begin >= 4 * 0.05
+        assert key(source.current(0.0)) == "key-1"
+        assert "no memory" in source.status().last_error
+        starving.clear()
+        clock.now += HOUR
+        until(lambda: source.status().last_error == "")
+        assert key(source.current(0.0)) == "key-2"
+    assert len(caplog.records) == 1
 
 
 def test_another_bucket_in_the_middle_is_not_believed(caplog: pytest.LogCaptureFixture) -> None:
