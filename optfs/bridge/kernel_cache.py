@@ -106,16 +106,27 @@ class KernelCache:
     def opened(self, path: str, version: str, size: int, handle: int) -> OpenMode:
         """Note an open of a version of `size` bytes, and return how the kernel must treat it."""
         with self._lock:
-            versions = self._open.setdefault(path, [])
-            direct = any(other != version for other in versions)
-            versions.append(version)
-            kept = self._pages.pop(path, None) == version and not direct
-            self._handles[handle] = _Handle(path, version, size, direct, kept)
+            versions = self._open.get(path)
+            direct = any(other != version for other in versions or ())
+            kept = self._pages.get(path) == version and not direct
+            mode = OpenMode(kept, direct)
+            try:
+                self._handles[handle] = _Handle(path, version, size, direct, kept)
+                if not kept:
+                    self._unread.add(handle)
+                if versions is None:
+                    self._open[path] = [version]
+                else:
+                    versions.append(version)
+            except BaseException:  # for want of memory: an open that nobody will close
+                self._handles.pop(handle, None)
+                self._unread.discard(handle)
+                raise
             if kept:
-                self._pages[path] = version
+                self._pages.move_to_end(path)
             else:
-                self._unread.add(handle)
-            return OpenMode(kept, direct)
+                self._pages.pop(path, None)
+            return mode
 
     def read(self, handle: int) -> None:
         """Note that a handle was read: the kernel has taken the answer to its open."""
@@ -132,18 +143,18 @@ class KernelCache:
                 return
             versions = self._open[entry.path]
             versions.remove(entry.version)
-            if not entry.direct and (entry.kept or not unread):
-                self._pages.pop(entry.path, None)
-                self._pages[entry.path] = entry.version
-                if len(self._pages) > MAX_PAGES:
-                    self._pages.popitem(last=False)
+            if not versions:
+                del self._open[entry.path]
             newest = self._torn.get(entry.path)
-            if newest is not None and all(version == newest[0] for version in versions):
+            if newest is not None and (not versions or all(version == newest[0] for version in versions)):
                 del self._torn[entry.path]
                 if not self._torn:
                     self.on_torn(False)
-            if not versions:
-                del self._open[entry.path]
+            if not entry.direct and (entry.kept or not unread):
+                self._pages.pop(entry.path, None)
+                self._pages[entry.path] = entry.version  # last: where there is no memory for it, that costs the pages alone
+                if len(self._pages) > MAX_PAGES:
+                    self._pages.popitem(last=False)
 
     def told_of(self, handle: int, caller: Caller) -> None:
         """Note that the kernel is told the attributes of an open file's own version; of a torn one it keeps none."""
@@ -192,6 +203,14 @@ class KernelCache:
                 return
             # After a long pause the younger generation is out of date too.
             late = now >= self._turn_at + self._lifetime
-            self._told_before, self._told = {} if late else self._told, {}
-            self._changes_before, self._changes = {} if late else self._changes, {}
-            self._turn_at = now + self._lifetime
+            told_before = {} if late else self._told
+            changes_before = {} if late else self._changes
+            told: dict[str, str] = {}
+            changes: dict[str, dict[int, str]] = {}
+            turn_at = now + self._lifetime
+            # All or nothing: half a turn would be made again, and forget what is young.
+            self._told_before = told_before
+            self._told = told
+            self._changes_before = changes_before
+            self._changes = changes
+            self._turn_at = turn_at
