@@ -137,10 +137,15 @@ class Handlers:
         name = _name(path)
         core = self.core
         handle, version, length = core.filesystem.open(name)
-        mode = core.kernel.opened(name, version, length, handle)
-        if core.kernel.outdated(name, version, self.caller):
-            core.filesystem.close(handle)
-            core.kernel.closed(handle)
+        opened = False
+        try:
+            mode = core.kernel.opened(name, version, length, handle)
+            opened = not core.kernel.outdated(name, version, self.caller)
+        finally:
+            if not opened:  # also for want of memory: the kernel won't release what it wasn't given
+                core.filesystem.close(handle)
+                core.kernel.closed(handle)
+        if not opened:
             return -errno.ESTALE
         fi.fh = handle
         fi.keep_cache = mode.keep_cache

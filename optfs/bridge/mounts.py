@@ -108,7 +108,7 @@ def is_dead(mountpoint: str | os.PathLike[str]) -> bool:
     thread = threading.Thread(target=look, daemon=True)  # left behind where the process is stopped: nothing else ends such a wait
     try:
         thread.start()
-    except RuntimeError:  # no memory for one more
+    except (RuntimeError, MemoryError):  # no memory for one more
         look()
     else:
         thread.join(ANSWER_SECONDS)

@@ -1,5 +1,6 @@
 """`optfs umount`."""
 
+import math
 from pathlib import Path
 
 import click
@@ -7,11 +8,18 @@ import click
 from optfs.cli.points import point
 
 
+def _seconds(text: str | float) -> float:
+    seconds = float(text)
+    if not 0 <= seconds < math.inf:  # nor is nan
+        raise ValueError
+    return seconds
+
+
 @click.command("umount")
 @click.argument("mountpoint", type=point)
 @click.option("--lazy", is_flag=True, help="Take it out of sight even while it is in use.")
 @click.option(
-    "--timeout", type=click.FloatRange(min=0), default=15.0, show_default=True, help="Seconds to wait for the background process."
+    "--timeout", type=_seconds, default=15.0, show_default=True, metavar="SECONDS", help="How long to wait for the background process."
 )
 def command(mountpoint: Path, lazy: bool, timeout: float) -> None:
     """Unmount, and wait until the background process has ended."""

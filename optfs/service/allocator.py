@@ -4,9 +4,9 @@ glibc gives each thread an arena of its own, and what one frees another can't us
 210 MiB of resident memory, 120 MiB with two arenas.
 
 By itself it also gives freed memory back to the system, which clears new pages for the next buffer: 1 GiB in one stream met 75,000 to
-105,000 page faults. So some is kept: the stream meets 37,000, with the cache 50,000, and takes 7 to 10 % less CPU. But a buffer of a whole
-block is mapped and unmapped by itself (`reading.blocks` keeps spare ones): among smaller ones it left holes, and 64 readers with a `--memory`
-of 256 MiB took 379 to 475 MiB, now 333 to 393. Elsewhere (musl, macOS) there is nothing to set.
+105,000 page faults. So some is kept: the stream meets 38,000, with the cache 32,000 to 79,000. But a buffer of a whole block is mapped and
+unmapped by itself (`reading.blocks` keeps spare ones): among smaller ones it left holes, and 64 readers with a `--memory` of 256 MiB took
+379 to 475 MiB, now 333 to 393. Elsewhere (musl, macOS) there is nothing to set.
 
 A core file would hold the token and credentials, so none is written. `PR_SET_DUMPABLE` would do the same, but it takes /proc/self away from a
 process that isn't root's, which tools of the user's own need.
@@ -25,7 +25,7 @@ _M_ARENA_MAX = -8
 _SETTINGS = {
     _M_ARENA_MAX: 2,
     _M_MMAP_THRESHOLD: 3 * MiB,  # between libfuse's buffers of 1 MiB and a block's of 4
-    _M_TRIM_THRESHOLD: 32 * MiB,  # free memory at an arena's end that is kept; 64 MiB saved no more
+    _M_TRIM_THRESHOLD: 8 * MiB,  # free memory at each arena's end that is kept; 16 and 32 saved no more
 }
 
 

@@ -30,6 +30,9 @@ Document = dict[str, Any]
 
 PATIENCE = 2.0  # seconds for a client that doesn't take its answer, or a server that doesn't give one
 LONGEST_PATH = 100  # bytes; Linux's limit for a socket's name is 108
+_REST = 0.5
+"""Seconds until another try, where there was no memory or no descriptor."""
+
 ANSWER_LIMIT = 1 << 20
 USERS_FOLDERS = Path("/run/user")
 """Where each user who is logged in has a folder, named by their number."""
@@ -96,21 +99,29 @@ class ControlServer:
         self._socket.close()
 
     def _serve(self, server: socket.socket) -> None:
-        while not self._closed.is_set():
+        """Answer until the end; want of memory or descriptors leaves one unanswered."""
+        going = True
+        while going and not self._closed.is_set():
             try:
-                client, _ = server.accept()
-            except OSError as error:
-                if error.errno in {errno.EMFILE, errno.ENFILE, errno.ECONNABORTED, errno.EINTR} and not self._closed.wait(0.5):
-                    continue
-                return
-            with client:
-                client.settimeout(PATIENCE)
-                try:
-                    client.sendall(json.dumps(self._document()).encode())
-                except OSError:
-                    pass  # it went away
-                except Exception:
-                    logger.exception("no status could be given")
+                going = self._answer(server)
+            except BaseException:  # noqa: BLE001 - there may be no memory to handle it
+                time.sleep(_REST)
+
+    def _answer(self, server: socket.socket) -> bool:
+        """Answer the next who asks; return False where nobody can ask any more."""
+        try:
+            client, _ = server.accept()
+        except OSError as error:
+            return error.errno in {errno.EMFILE, errno.ENFILE, errno.ECONNABORTED, errno.EINTR} and not self._closed.wait(_REST)
+        with client:
+            client.settimeout(PATIENCE)
+            try:
+                client.sendall(json.dumps(self._document()).encode())
+            except OSError:
+                pass  # it went away
+            except Exception:
+                logger.exception("no status could be given")
+        return True
 
 
 def ask(path: Path) -> Document | None:

@@ -52,6 +52,8 @@ _SHAPES: tuple[tuple[re.Pattern[str], str], ...] = tuple(
     )
 )
 
+_UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+
 _lock = threading.Lock()
 _literals: set[str] = set()
 _destination = "stderr"  # set by `configure`, in the main thread before others start
@@ -76,7 +78,12 @@ def redact(text: str) -> str:
 
 
 class TextFormatter(logging.Formatter):
-    """One line a record (and what follows of a traceback), redacted."""
+    """One line a record (and what follows of a traceback), redacted. What would break the line, or can't be written, is escaped."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - the standard library's name
+        """Return the line without what follows."""
+        record.message = _UNPRINTABLE.sub(lambda found: ascii(found[0])[1:-1], record.message)
+        return super().formatMessage(record)
 
     def format(self, record: logging.LogRecord) -> str:
         """Return the line."""

@@ -263,6 +263,13 @@ def test_cache_commands_tell_what_they_did(capsys: pytest.CaptureFixture[str], t
         assert word in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("seconds", ["nan", "inf", "-1", "soon"])
+def test_umount_waits_for_so_many_seconds_and_no_other_length(seconds: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """It would wait for ever for one that no clock reaches."""
+    assert main(["umount", "--timeout", seconds, "/mnt"]) == 2
+    assert "--timeout" in capsys.readouterr().err
+
+
 def test_umount_says_nothing_when_all_is_done(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """Also of a mount point with a colon in its name."""
     monkeypatch.setattr(mounts, "recover_stale", lambda _: False)

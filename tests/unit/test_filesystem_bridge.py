@@ -20,7 +20,7 @@ from optfs.bridge.errnos import ErrorReporter, errno_of
 from optfs.bridge.handlers import REFUSED, Core, Handlers
 from optfs.bridge.kernel_cache import KernelCache
 from optfs.bridge.structs import StatLayout
-from optfs.filesystem import Attributes, FileSystem, Owner
+from optfs.filesystem import Attributes
 
 
 class _Time(ctypes.Structure):
@@ -471,46 +471,19 @@ def _handlers(filesystem: Any) -> Handlers:
     return Handlers(core, structures, lambda: 0, listed=True)
 
 
-def _session(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, loop: Callable[[Core], None]) -> mounting.Session:
-    """Return a session whose libfuse is `loop`."""
-    monkeypatch.setattr(bindings, "load", lambda _binding: lambda core, _mountpoint, _options: loop(core))
-    filesystem = FileSystem(
-        None,  # type: ignore[arg-type]  # never asked
-        None,  # type: ignore[arg-type]  # never asked
-        roots={},
-        owner=Owner(0, 0, 0),
-        cache=None,
-        timeout=1.0,
-        clock=Clock(),
-    )
-    return mounting.Session(filesystem, str(tmp_path), mounting.MountOptions("fuse3", "123"))
+@pytest.mark.parametrize("lacking", ["opened", "outdated"])
+def test_an_open_that_finds_no_memory_is_closed_again(lacking: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel won't: it was given no handle."""
+    closed: list[int] = []
+    handlers = _handlers(SimpleNamespace(open=lambda _name: (7, "1", 10), close=closed.append))
+    info, path = _Info(), ctypes.create_string_buffer(b"/f")
 
+    def starve(*_arguments: object) -> bool:
+        raise MemoryError
 
-def test_what_libfuse_says_is_the_reason_of_a_refusal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It says so on the standard error only."""
-
-    def refuse(_core: Core) -> None:
-        os.write(2, b"fusermount3: not on a Tuesday\n")
-        raise RuntimeError(1)
-
-    with pytest.raises(errors.MountError, match="not on a Tuesday; `optfs doctor`"):
-        _session(tmp_path, monkeypatch, refuse).run(lambda: pytest.fail("not ready"))
-
-
-def test_a_mount_that_cannot_be_announced_is_unmounted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Else a dead mount point would stay behind."""
-    unmounted = threading.Event()
-
-    def loop(core: Core) -> None:
-        core.started()
-        unmounted.wait(30)
-
-    monkeypatch.setattr(mounts, "unmount", lambda *_arguments, **_options: unmounted.set())
-    session = _session(tmp_path, monkeypatch, loop)
-
-    def announce() -> None:
-        raise errors.ConfigError("nobody listens")
-
-    with pytest.raises(errors.ConfigError):
-        session.run(announce)
-    assert unmounted.is_set()
+    with monkeypatch.context() as starved:
+        starved.setattr(KernelCache, lacking, starve)
+        with pytest.raises(MemoryError):
+            handlers.open(ctypes.addressof(path), ctypes.addressof(info))
+    assert closed == [7]
+    assert not handlers.core.kernel.opened("/f", "2", 10, 8).direct_io

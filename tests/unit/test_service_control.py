@@ -54,6 +54,29 @@ def test_whoever_connects_gets_the_document_and_the_socket_is_private(tmp_path: 
     assert ask_mount(POINT, folder) is None
 
 
+@pytest.mark.parametrize("error", [MemoryError(), SystemExit()], ids=lambda error: type(error).__name__)
+def test_the_socket_outlives_whatever_an_answer_raises(error: BaseException, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`optfs status` would not know of the mount any more, nor `optfs umount` wait for it."""
+    monkeypatch.setattr(control, "_REST", 0.0)
+    server = ControlServer(POINT, document, tmp_path / "run")
+    real = server._answer
+    raised: list[BaseException] = []
+
+    def answer(listening: socket.socket) -> bool:
+        if not raised:
+            raised.append(error)
+            raise error
+        return real(listening)
+
+    monkeypatch.setattr(server, "_answer", answer)
+    server.start()
+    try:
+        assert ask_mount(POINT, tmp_path / "run") == document()
+        assert raised
+    finally:
+        server.close()
+
+
 def test_a_large_document_arrives_whole(tmp_path: Path) -> None:
     server = ControlServer(POINT, lambda: document(text="x" * 500_000), tmp_path / "run")
     server.start()

@@ -101,6 +101,18 @@ def test_json_is_one_object_a_line(tmp_path: Path) -> None:
     assert (entry["level"], entry["logger"], entry["message"]) == ("warning", "optfs.x", "two\nlines é")
 
 
+def test_what_would_break_a_line_is_escaped(tmp_path: Path) -> None:
+    """A key or a header may hold anything; nobody forges a line by it, or has one dropped. A traceback keeps its lines."""
+    logs.configure("info", tmp_path / "log", "text", foreground=False)
+    try:
+        raise ValueError("x\ny")
+    except ValueError:
+        logging.getLogger("optfs.x").warning("%s é", "a\r\n2026-11-26 INFO forged\udcff\x1b[2J\u2028", exc_info=True)
+    first, *rest = (tmp_path / "log").read_text().splitlines()
+    assert first.endswith(r"optfs.x: a\r\n2026-11-26 INFO forged\udcff\x1b[2J\u2028 é")
+    assert rest[0].startswith("Traceback")
+
+
 def test_libraries_are_heard_at_debug_only(tmp_path: Path) -> None:
     logs.configure("info", tmp_path / "log", "text", foreground=False)
     logging.getLogger("urllib3").info("chatter")
