@@ -40,7 +40,7 @@ soak: setup
 # What is ignored is explained in optfs/docs/threat-model.md.
 audit: setup
 	@$(PYTHON) -c 'import pip_audit' 2>/dev/null || { echo 'installing pip-audit'; $(PYTHON) -m pip install --quiet pip-audit; }
-	@$(PYTHON) -m pip_audit --progress-spinner off --ignore-vuln CVE-2025-69872 .
+	@$(PYTHON) -m pip_audit --strict --progress-spinner off --ignore-vuln CVE-2025-69872 .
 
 clean:
 	@rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
