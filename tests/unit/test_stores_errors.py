@@ -65,6 +65,8 @@ CASES: list[tuple[Provider, str, Answer, type[OptfsError], str]] = [
     ("aws", "list", Answer(400, xml("RequestTimeout")), ServiceUnavailable, "try again"),
     ("aws", "get", Answer(503, xml("SlowDown")), ServiceUnavailable, "try again"),
     ("aws", "list", Answer(400, xml("InvalidArgument")), ServiceError, "InvalidArgument"),
+    ("aws", "list", Answer(400, xml("Odd&#10;2026-11-26 INFO forged")), ServiceError, r"Odd\n2026"),
+    ("gcp", "list", Answer(400, reasons("odd\n2026-11-26 INFO forged")), ServiceError, r"odd\n2026"),
     ("aws", "list", Answer(206, b"<ListBucketResult></ListBucketResult>"), InvalidResponse, "unexpected status 206"),
     ("gcp", "list", Answer(206, b"{}"), InvalidResponse, "unexpected status 206"),
     ("gcp", "list", Answer(401), RejectedCredential, "credential"),
