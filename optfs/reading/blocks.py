@@ -147,7 +147,8 @@ class Blocks:
     def landed(self, fetch: Fetch, views: Sequence[memoryview], *, from_disk: int) -> None:
         """A fetch has brought its parts, `from_disk` bytes of them from the block cache and the others from a store."""
         with self._lock:
-            self._forget(fetch)
+            if fetch.admitted:
+                self._forget(fetch)
             for part, view in zip(fetch.parts, views, strict=True):
                 self._insert(part, view, read=fetch.used)
             self._counters.disk_bytes += from_disk
@@ -295,12 +296,12 @@ class Blocks:
         if self._closed:
             self._counters.unused_bytes += 0 if read else part[2]
             return
-        self._taken += part[2]
         if read:
             self._read[part] = view
         else:
             self._ahead[part] = (view, self._clock())
             self._ahead_bytes += part[2]
+        self._taken += part[2]  # last: there may be no memory for the entry
 
     def _make_room(self, fetch: Fetch, *, for_reader: bool) -> bool:
         """Evict until the fetch fits; return whether it does."""

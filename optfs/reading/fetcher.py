@@ -6,8 +6,9 @@ of whose pieces are in the cache is made of them.
 
 Rules:
 
-- What a reader waits for is looked for in the block cache by the reader's own thread, before anything is queued: a store that is silent may
-  hold all threads of its pool for the whole of `--timeout`, and what is cached stays readable meanwhile.
+- What a reader waits for is looked for in the block cache by a pool of its own (`looks`), before anything is queued for a store: one that is
+  silent may hold all threads of its pool for the whole of `--timeout`, and what is cached stays readable meanwhile. Not by the reader's own
+  thread: a disk may hang, too.
 - Each provider has a pool of its own, for the same reason.
 - A fetch ahead that a reader comes for while it is queued is queued again, before all others; the job that comes second finds it taken.
 - A fetch that nobody waits for any more ends in the queue, or between two tries.
@@ -50,15 +51,17 @@ class Fetcher:
         stores: Mapping[Provider, Store],
         cache: BlockCache | None,
         pools: Mapping[Provider, WorkerPool],
+        looks: WorkerPool,
         blocks: Blocks,
         timeout: float,
         clock: Clock,
         gone: Gone,
     ) -> None:
-        """Run fetches in the `pools` of their providers, each at most `timeout` seconds by `clock`, into `blocks`."""
+        """Run fetches in the `pools` of their providers, each at most `timeout` seconds by `clock`, into `blocks`; see the rules for `looks`."""
         self._stores = stores
         self._cache = cache
         self._pools = pools
+        self._looks = looks
         self._blocks = blocks
         self._timeout = timeout
         self._clock = clock
@@ -88,30 +91,46 @@ class Fetcher:
         admitted = self._blocks.ahead(fetch)
         if not admitted:
             return admitted is None
-        self._guard(fetch, self._submit, Priority.PREFETCH, None)
+        self._guard(fetch, self._submit, Priority.PREFETCH)
         return fetch
 
     def _start(self, fetch: Fetch) -> None:
-        """Bring what a reader waits for: at once where the block cache has it, else by a worker."""
-        self._guard(fetch, self._look)
+        """Bring what a reader waits for: from the block cache where it has it, else from a store."""
+        self._guard(fetch, self._submit if self._cache is None else self._submit_look)
 
-    def _look(self, fetch: Fetch) -> None:
-        found = self._lookup(fetch)
-        if None in found:
-            self._submit(fetch, Priority.DEMAND, found)
-        elif fetch.begin():
-            self._take(fetch, found)
-
-    def _submit(self, fetch: Fetch, priority: Priority, found: _Found | None) -> None:
-        """Queue a fetch. `found`: what the block cache has of it; None: it wasn't asked yet."""
-        pool = self._pools[fetch.info.provider]
-        if not pool.submit(partial(self._run, fetch.ticket, found), priority) and fetch.begin():
+    def _submit_look(self, fetch: Fetch) -> None:
+        if not self._looks.submit(partial(self._look, fetch.ticket), Priority.DEMAND) and fetch.begin():
             self._fail(fetch, ServiceUnavailable("the mount is ending"))
 
-    def _run(self, ticket: Ticket, found: _Found | None) -> None:
+    def _look(self, ticket: Ticket) -> None:
+        fetch = ticket.fetch
+        if fetch is not None:
+            self._guard(fetch, self._bring_or_submit)
+
+    def _bring_or_submit(self, fetch: Fetch) -> None:
+        try:
+            found = self._lookup(fetch)
+            if None in found:
+                fetch.looked = found.count(None) == len(found)
+                self._submit(fetch)
+                return
+        except BaseException:
+            if fetch.begin():
+                raise
+            return  # it is in a worker's hands already, or ended: not to be ended by this
+        if fetch.begin():
+            self._take(fetch, found)
+
+    def _submit(self, fetch: Fetch, priority: Priority = Priority.DEMAND) -> None:
+        """Queue a fetch for its store."""
+        pool = self._pools[fetch.info.provider]
+        if not pool.submit(partial(self._run, fetch.ticket), priority) and fetch.begin():
+            self._fail(fetch, ServiceUnavailable("the mount is ending"))
+
+    def _run(self, ticket: Ticket) -> None:
         fetch = ticket.fetch
         if fetch is not None and fetch.begin():
-            self._guard(fetch, self._bring, found)
+            self._guard(fetch, self._bring)
 
     def _guard(self, fetch: Fetch, work: Callable[[Fetch, *_Arguments], None], *arguments: *_Arguments) -> None:
         """Do something for a fetch; whatever goes wrong with it ends the fetch."""
@@ -158,9 +177,8 @@ class Fetcher:
         data = [part for part in found if part is not None]
         self._land(fetch, memoryview(data[0] if len(data) == 1 else b"".join(data)), [], fetch.length)
 
-    def _bring(self, fetch: Fetch, found: _Found | None) -> None:
-        if found is None:
-            found = self._lookup(fetch)
+    def _bring(self, fetch: Fetch) -> None:
+        found: _Found = [None] * len(fetch.parts) if fetch.looked else self._lookup(fetch)
         if None not in found:
             self._take(fetch, found)
             return

@@ -57,6 +57,7 @@ class Fetch:
         "demanded",
         "info",
         "length",
+        "looked",
         "parts",
         "spare",
         "speculative",
@@ -75,6 +76,8 @@ class Fetch:
         """Whether a reader was given it; guarded by the lock of `blocks.Blocks`, which sorts its parts by that when they land."""
         self.admitted = False
         """Whether room is taken for it; guarded as `used` is."""
+        self.looked = False
+        """Whether the block cache was asked and has nothing of it; written before it is queued for a store."""
         self.spare: bytearray | None = None
         """A used buffer of exactly `length` bytes to fill, if memory had one; belongs to the worker."""
         self._changed = threading.Condition(threading.Lock())

@@ -17,7 +17,7 @@ Rules:
 
 - Who gives up, killed or overdue, takes along the fetches that nobody else waits for.
 
-Threads: `read` runs in libfuse's; fetches in the pools' (`fetcher`), but for what a reader finds in the block cache.
+Threads: `read` runs in libfuse's; fetches in the pools' (`fetcher`).
 Locks: `OpenFile._lock` guards its sequence and what goes with it; `Files._lock` guards shares and walks. Neither is held while the other is taken, or
 over a call into another module but the pure ones.
 """
@@ -67,6 +67,7 @@ class Files:
         cache: BlockCache | None,
         *,
         pools: Mapping[Provider, WorkerPool],
+        looks: WorkerPool,
         memory: int,
         timeout: float,
         clock: Clock = time.monotonic,
@@ -78,6 +79,7 @@ class Files:
             stores: by provider.
             cache: blocks on disk, or None. Its backlog of blocks to be written is to be an eighth of `memory` at most.
             pools: run the fetches, each those of one provider, so that one that is silent holds up its own alone.
+            looks: runs what finds in the block cache what readers wait for.
             memory: bound on blocks in memory, on their way to it, and in the cache's backlog, bytes; 2 MiB at least.
             timeout: seconds that one read may take.
             clock: monotonic.
@@ -89,7 +91,7 @@ class Files:
         self.clock = clock
         self.block = grain_for(limit)
         self.blocks = Blocks(limit, self.block, clock)
-        self.fetcher = Fetcher(stores, cache, pools, self.blocks, timeout, clock, gone)
+        self.fetcher = Fetcher(stores, cache, pools, looks, self.blocks, timeout, clock, gone)
         self._lock = threading.Lock()
         # Guarded by _lock: all below.
         self._shares = Shares(limit // 2, 2 * self.block)
@@ -269,6 +271,14 @@ class OpenFile:
     def _sources(self, offset: int, end: int, deadline: Deadline) -> list[_Source]:
         """Return where `[offset, end)` comes from, in order, all demanded."""
         sources: list[_Source] = []
+        try:
+            self._add_sources(sources, offset, end, deadline)
+        except BaseException:
+            self._leave(sources)
+            raise
+        return sources
+
+    def _add_sources(self, sources: list[_Source], offset: int, end: int, deadline: Deadline) -> None:
         for begin in range(offset - offset % self._block, end, self._block):
             low, high = max(offset, begin), min(end, begin + self._block)
             part = self._part(begin)
@@ -277,13 +287,11 @@ class OpenFile:
                 with self._lock:
                     by_block = self._sequence.by_block(begin)
                 if not by_block:
-                    sources += self._piecewise(begin, low, high, deadline)
+                    self._add_pieces(sources, begin, low, high, deadline)
                     continue
             sources.append(source or self._demanded((part,), low, high, deadline))
-        return sources
 
-    def _piecewise(self, begin: int, low: int, high: int, deadline: Deadline) -> list[_Source]:
-        sources: list[_Source] = []
+    def _add_pieces(self, sources: list[_Source], begin: int, low: int, high: int, deadline: Deadline) -> None:
         wanted = pieces(self._ident, low - low % PIECE, min(begin + self._block, self._size, high + -high % PIECE))
         at = 0
         while at < len(wanted):
@@ -299,7 +307,6 @@ class OpenFile:
             at += 1
             while at < len(wanted) and wanted[at][1] < source[3]:
                 at += 1
-        return sources
 
     def _held(self, part: Part, low: int, high: int) -> _Source | None:
         """Return a part that is in memory or on its way."""
@@ -332,26 +339,34 @@ class OpenFile:
     def _collect(self, sources: list[_Source], deadline: Deadline, attempts: int) -> list[memoryview]:
         """Wait for each source and cut what is wanted out of it."""
         views: list[memoryview] = []
-        for at, (source, start, low, high) in enumerate(sources):
-            if isinstance(source, memoryview):
-                views.append(source[low - start : high - start])
-                continue
-            try:
-                view = source.wait(high - start, deadline)
-            except OptfsError as error:
-                if isinstance(error, DeadlineExceeded) and not source.failed:
-                    self._blocks.overdue(source, error)
-                again = source.failed and (source.speculative or isinstance(error, OutOfMemory))
-                if not (again and attempts > 1 and deadline.remaining() > 0):
-                    for left, _, _, _ in sources[at:]:
-                        if isinstance(left, Fetch):
-                            self._blocks.leave(left)
-                    raise
-                views += self._collect(self._sources(low, high, deadline), deadline, attempts - 1)
-                continue
-            views.append(view[low - start : high - start])
-            self._blocks.count_read(high - low)
+        at = 0
+        try:
+            for at, (source, start, low, high) in enumerate(sources):  # noqa: B007 - used where it ends early
+                if isinstance(source, memoryview):
+                    views.append(source[low - start : high - start])
+                    continue
+                try:
+                    view = source.wait(high - start, deadline)
+                except OptfsError as error:
+                    if isinstance(error, DeadlineExceeded) and not source.failed:
+                        self._blocks.overdue(source, error)
+                    again = source.failed and (source.speculative or isinstance(error, OutOfMemory))
+                    if not (again and attempts > 1 and deadline.remaining() > 0):
+                        raise
+                    views += self._collect(self._sources(low, high, deadline), deadline, attempts - 1)
+                    continue
+                views.append(view[low - start : high - start])
+                self._blocks.count_read(high - low)
+        except BaseException:
+            self._leave(sources[at:])
+            raise
         return views
+
+    def _leave(self, sources: list[_Source]) -> None:
+        """Want the rest no more."""
+        for source, _, _, _ in sources:
+            if isinstance(source, Fetch):
+                self._blocks.leave(source)
 
 
 def ident_of(info: ObjectInfo) -> Ident:

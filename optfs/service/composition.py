@@ -35,6 +35,9 @@ from optfs.workers import WorkerPool
 THREADS = 24
 """Ranged GETs of one service at once, and listings ahead of need: more brought nothing on two cores, fewer left the network idle."""
 
+LOOK_THREADS = 8
+"""Reads of the block cache at once for those who wait: a local disk gives no more for more."""
+
 UNUSABLE = frozenset({errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.EINVAL})
 """Errors that tell of a wrong folder, not of a failing disk."""
 
@@ -98,9 +101,12 @@ class Mount:
         self.cache = open_cache(config.cache_dir, limit=config.cache_size, min_free=floor, backlog=backlog)
         self._pools: dict[Provider, WorkerPool] = {provider: WorkerPool(f"fetch-{provider}", THREADS) for provider in stores}
         self._lists = WorkerPool("list", THREADS)
+        self._looks = WorkerPool("look", LOOK_THREADS)
         self.catalog = Catalog(stores, pool=self._lists, listing_ttl=config.listing_ttl, timeout=config.timeout)
         block_cache = _by_origin(self.cache, config) if config.cache_size else None
-        self.files = Files(stores, block_cache, pools=self._pools, memory=config.memory, timeout=config.timeout, gone=self.catalog.gone)
+        self.files = Files(
+            stores, block_cache, pools=self._pools, looks=self._looks, memory=config.memory, timeout=config.timeout, gone=self.catalog.gone
+        )
         self.filesystem = FileSystem(
             self.catalog,
             self.files,
@@ -143,7 +149,7 @@ class Mount:
 
     def _close_pools(self) -> None:
         deadline = Deadline.after(time.monotonic, CLOSE_LIMIT)
-        for pool in (self._lists, *self._pools.values()):
+        for pool in (self._lists, self._looks, *self._pools.values()):
             pool.close(max(0.0, deadline.remaining()))
 
     def close(self) -> None:

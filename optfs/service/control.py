@@ -81,9 +81,14 @@ class ControlServer:
         except OSError as error:
             logger.warning("no control socket at %s (%s): `optfs status` won't show this mount", self._path, error.strerror)
             return False
-        self._socket = server
-        self._thread = threading.Thread(target=self._serve, args=(server,), name="control", daemon=True)
-        self._thread.start()
+        thread = threading.Thread(target=self._serve, args=(server,), name="control", daemon=True)
+        try:
+            thread.start()
+        except (RuntimeError, MemoryError):  # no memory for one more
+            server.close()
+            logger.warning("no memory for a thread: `optfs status` won't show this mount")
+            return False
+        self._socket, self._thread = server, thread
         return True
 
     def close(self) -> None:
@@ -112,7 +117,14 @@ class ControlServer:
         try:
             client, _ = server.accept()
         except OSError as error:
-            return error.errno in {errno.EMFILE, errno.ENFILE, errno.ECONNABORTED, errno.EINTR} and not self._closed.wait(_REST)
+            return error.errno in {
+                errno.EMFILE,
+                errno.ENFILE,
+                errno.ENOMEM,
+                errno.ENOBUFS,
+                errno.ECONNABORTED,
+                errno.EINTR,
+            } and not self._closed.wait(_REST)
         with client:
             client.settimeout(PATIENCE)
             try:

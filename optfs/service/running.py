@@ -195,10 +195,10 @@ def _serve(session: mounting.Session, ready: Callable[[], None], signals: Signal
             asked_at = time.monotonic()
             early = None if usable.is_set() else ending
             asked.set()
+    if early:  # first: the terminal's SIGINT reaches a helper of libfuse's, too
+        raise Interrupted(early)
     if failures:
         raise failures[0]
-    if early:
-        raise Interrupted(early)
 
 
 def end_of(pid: int, timeout: float) -> bool:

@@ -98,7 +98,7 @@ class World:
         pool = InlinePool()
         self.cache = make_cache(self._folder, clock=self.clock, min_free=FreeFloor())
         catalog = Catalog(stores, pool=pool, listing_ttl=self.ttl, timeout=30.0, clock=self.clock, wall_clock=self.wall)
-        files = Files(stores, self.cache, pools=dict.fromkeys(stores, pool), memory=MEMORY, timeout=WAIT, clock=self.clock)
+        files = Files(stores, self.cache, pools=dict.fromkeys(stores, pool), looks=pool, memory=MEMORY, timeout=WAIT, clock=self.clock)
         self._files = files
         roots = {self.store.root.provider: self.store.root}
         owner = Owner(1, 2, 0o222)

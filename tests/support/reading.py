@@ -144,13 +144,17 @@ def reading(
 ) -> Iterator[Files]:
     """Give files over a fake store, read by `through` if given, and end their pool."""
     pool = WorkerPool("fetch", threads)
-    files = Files({"aws": through or store}, cache, pools={"aws": pool}, memory=memory, timeout=timeout, clock=clock, gone=gone)
+    looks = WorkerPool("look", 3)
+    files = Files(
+        {"aws": through or store}, cache, pools={"aws": pool}, looks=looks, memory=memory, timeout=timeout, clock=clock, gone=gone
+    )
     try:
         yield files
     finally:
         store.gate.set()
         files.blocks.close()
         assert pool.close(PATIENCE)
+        assert looks.close(PATIENCE)
 
 
 def check(file: OpenFile, offset: int, length: int) -> None:

@@ -2,16 +2,21 @@
 
 import contextlib
 import threading
+import time
+from collections import OrderedDict
 from collections.abc import Callable
 
 import pytest
 
-from optfs.errors import Abandoned
+from optfs.cache.protocol import BlockKey
+from optfs.errors import Abandoned, DeadlineExceeded
+from optfs.reading.fetches import Fetch, Part
 from optfs.reading.files import ident_of
+from optfs.reading.readahead import BLOCK, PIECE
 from optfs.stores.protocol import Progress
 from optfs.values import Deadline, ObjectInfo, never
 from optfs.workers import Priority, WorkerPool
-from tests.support.reading import FakeCache, FakeStore, check, ended, info, nothing_follows, reading, started, until
+from tests.support.reading import PATIENCE, FakeCache, FakeStore, check, ended, info, nothing_follows, reading, started, until
 
 
 def test_what_is_cached_is_read_while_every_worker_waits_for_a_silent_store() -> None:
@@ -108,3 +113,98 @@ def test_without_memory_to_queue_a_fetch_its_block_can_be_read_the_next_time(mon
         assert refused
         assert files.fetcher.ahead(info("b", 1000), ((ident_of(info("b", 1000)), 0, 1000),))
         check(files.open(info("b", 1000), nothing_follows), 0, 1000)
+
+
+class HangingCache(FakeCache):
+    """A block cache on a disk that doesn't answer until `gate` is set; then, with `starve`, there is no memory for what it has."""
+
+    def __init__(self, *, starve: bool = False) -> None:
+        super().__init__()
+        self.gate = threading.Event()
+        self.asked = threading.Event()
+        self._starve = starve
+
+    def get(self, key: BlockKey) -> bytes | None:
+        """Wait, and return a block that was put."""
+        self.asked.set()
+        assert self.gate.wait(PATIENCE)
+        if self._starve:
+            raise MemoryError
+        return super().get(key)
+
+
+def test_a_cache_disk_that_hangs_holds_up_no_reader_beyond_its_time() -> None:
+    """Nor one that is killed."""
+    store, cache = FakeStore(), HangingCache()
+    with reading(store, cache, timeout=0.2) as files:
+        try:
+            with pytest.raises(DeadlineExceeded):
+                files.open(info("a", 1000), nothing_follows).read(0, 1000)
+            with pytest.raises(Abandoned):
+                files.open(info("b", 1000), nothing_follows).read(0, 1000, lambda: True)
+        finally:
+            cache.gate.set()
+
+
+def test_a_look_that_finds_no_memory_does_not_end_what_a_worker_has_begun() -> None:
+    """A fetch ahead that a reader came for: the memory's account would be wrong from then on."""
+    cache = HangingCache(starve=True)
+    fetch = Fetch(info("a", 1000), ((ident_of(info("a", 1000)), 0, 1000),), demanded=False)
+    with reading(FakeStore(), cache) as files:
+        assert files.blocks.ahead(fetch)
+        look = started(files.fetcher._look, fetch.ticket)
+        assert cache.asked.wait(PATIENCE)
+        assert fetch.begin()
+        cache.gate.set()
+        ended(look)
+        assert not fetch.failed
+        files.blocks.landed(fetch, [memoryview(bytes(1000))], from_disk=0)
+        assert files.counters().resident_bytes == 1000
+
+
+def test_who_gives_up_in_a_second_try_takes_along_the_rest_of_its_read() -> None:
+    """The first block's fetch had been cancelled, so that it is tried again; the others were demanded before."""
+    store = FakeStore()
+    store.gate.clear()
+    given_up = threading.Event()
+    size = 3 * BLOCK
+    with reading(store, threads=3) as files:
+        busy = [started(files.open(info(f"busy-{number}", 1000), nothing_follows).read, 0, 1000) for number in range(3)]
+        until(lambda: len(store.requests) == 3)
+        ident = ident_of(info("a", size))
+        first = files.fetcher.ahead(info("a", size), ((ident, 0, BLOCK),))
+        assert isinstance(first, Fetch)
+        deadline = Deadline.after(time.monotonic, PATIENCE, given_up.is_set)
+        file = files.open(info("a", size), nothing_follows)
+        rest = [files.fetcher.demand(info("a", size), ((ident, at, BLOCK),), deadline) for at in (BLOCK, 2 * BLOCK)]
+        files.blocks.cancel(first)
+
+        def read() -> None:
+            with pytest.raises(Abandoned):
+                file._collect(
+                    [(first, 0, 0, BLOCK), *((fetch, fetch.start, fetch.start, fetch.start + BLOCK) for fetch in rest if fetch)],
+                    deadline,
+                    3,
+                )
+
+        reader = started(read)
+        until(lambda: files.blocks.known((ident, 0, PIECE)))
+        given_up.set()
+        ended(reader)
+        assert not [part for part in ((0, PIECE), (BLOCK, BLOCK), (2 * BLOCK, BLOCK)) if files.blocks.known((ident, *part))]
+        store.gate.set()
+        ended(*busy)
+
+
+def test_a_part_that_there_is_no_memory_to_note_takes_no_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would be taken for ever."""
+
+    class Full(OrderedDict[Part, memoryview]):
+        def __setitem__(self, part: Part, view: memoryview) -> None:
+            raise MemoryError
+
+    with reading(FakeStore()) as files, monkeypatch.context() as starved:
+        starved.setattr(files.blocks, "_read", Full())
+        check(files.open(info("a", 1000), nothing_follows), 0, 1000)
+        assert files.close(PATIENCE)
+        assert files.counters().resident_bytes == 0

@@ -77,6 +77,20 @@ def test_the_socket_outlives_whatever_an_answer_raises(error: BaseException, tmp
         server.close()
 
 
+def test_without_memory_for_its_thread_the_mount_works_all_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`optfs status` just doesn't see it."""
+
+    def refuse(_thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    server = ControlServer(POINT, document, tmp_path / "run")
+    with monkeypatch.context() as starved:
+        starved.setattr(threading.Thread, "start", refuse)
+        assert not server.start()
+    server.close()
+    assert ask_mount(POINT, tmp_path / "run") is None
+
+
 def test_a_large_document_arrives_whole(tmp_path: Path) -> None:
     server = ControlServer(POINT, lambda: document(text="x" * 500_000), tmp_path / "run")
     server.start()
