@@ -22,7 +22,17 @@ from collections.abc import Callable
 from typing import NoReturn
 
 from optfs.credentials.protocol import CredentialSource
-from optfs.errors import AccessDenied, AccessError, DeadlineExceeded, InvalidResponse, OptfsError, ServiceError, ServiceUnavailable, bare
+from optfs.errors import (
+    Abandoned,
+    AccessDenied,
+    AccessError,
+    DeadlineExceeded,
+    InvalidResponse,
+    OptfsError,
+    ServiceError,
+    ServiceUnavailable,
+    bare,
+)
 from optfs.stores.counters import StoreCounters
 from optfs.stores.protocol import Progress, Store
 from optfs.stores.receiver import NoDescriptor, Stalled
@@ -133,12 +143,16 @@ class RetryingStore:
     def give_up(self, error: OptfsError) -> NoReturn:
         """Count, log where it is news, and raise a failure."""
         self._counters.error()
+        self.note(error)
+        raise error
+
+    def note(self, error: OptfsError) -> None:
+        """Log a failure where it is news."""
         if isinstance(error, ServiceError | AccessError | DeadlineExceeded):
             with self._state_lock:
                 news, self._failing = not self._failing, True
             if news:
                 logger.warning("requests to %s fail: %s (%s)", self._store.root.bucket, error.message, error.detail)
-        raise error
 
     def _works(self) -> None:
         if not self._failing:  # read without the lock: a stale value delays one line of the log
@@ -162,9 +176,12 @@ class _Tries:
 
     def failed(self, error: OptfsError, *, progressed: bool) -> None:
         """Return when another try is to be made; raise otherwise."""
-        self._deadline.check_abandoned()
         if progressed:
             self._fruitless = self._invalid = 0
+        if self._deadline.abandoned():
+            if self._fruitless:  # not for a single failure
+                self._store.note(error)
+            raise Abandoned("nobody waits for it any more")
         if isinstance(error, RejectedCredential):
             if self._renewed:
                 message = "the service refuses credentials that were just renewed; check that the token's user has access to the export"

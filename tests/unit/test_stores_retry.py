@@ -280,11 +280,12 @@ def test_what_is_mended_or_gone_is_no_news(caplog: pytest.LogCaptureFixture) -> 
     assert caplog.records == []
 
 
-def test_what_nobody_needs_any_more_is_not_tried_again() -> None:
-    """Nor counted as a failure of the service."""
+def test_what_nobody_needs_any_more_is_not_tried_again(caplog: pytest.LogCaptureFixture) -> None:
+    """Nor counted as a failed operation; but that the service fails is news all the same, where its readers gave up before it was."""
     script = Script(ServiceUnavailable("once"), ServiceUnavailable("twice"))
     store, _, counters = wrap(script)
     deadline = Deadline(lambda: script.now, script.now + 1000, lambda: script.tries == 2)
     with pytest.raises(Abandoned):
         store.read_into(INFO, 0, memoryview(bytearray(100)), ignore, deadline)
     assert (script.tries, counters.snapshot().errors) == (2, 0)
+    assert [record.getMessage().partition(":")[0] for record in caplog.records] == [f"requests to {ROOTS['gcp'].bucket} fail"]
