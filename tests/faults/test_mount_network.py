@@ -351,28 +351,30 @@ def test_no_connection_and_no_name_service(tmp_path: Path, monkeypatch: pytest.M
     (tmp_path / "site" / "sitecustomize.py").write_text(NAME_SERVICE.format(flag=str(flag)))
     monkeypatch.setenv("PYTHONPATH", str(tmp_path / "site"))
     services = Services()
-    keys = [file_of(f"file {number}") for number in range(5)]
+    kept = file_of("kept")
+    # Files of its own for each cause: a failure is the answer for half a second more, whatever the cause.
+    files = {cause: [file_of(f"{cause} {number}") for number in range(4)] for cause in ("refused", "names")}
+    keys = [kept, *files["refused"], *files["names"]]
     for key in keys:
         services.put(key, SMALL)
     with ground(services, tmp_path, provider, "fuse3", "--cache-size", "1GiB", "--listing-ttl", "0s") as ready:
         for key in keys:
             ready.path(key).stat()
-        readable(ready.path(keys[0]), SMALL)
+        readable(ready.path(kept), SMALL)
         for cause in ("refused", "names"):
             before = len(ready.mount.text())
             services.outage()
             if cause == "names":
                 flag.touch()
                 services.end_outage()
-            lost = all_at_once({key: ready.path(key) for key in keys[1:]}, read)
-            assert read(ready.path(keys[0])).content == SMALL
+            lost = all_at_once({key: ready.path(key) for key in files[cause]}, read)
+            assert read(ready.path(kept)).content == SMALL
             assert {key: outcome.errno for key, outcome in lost.items() if outcome.errno not in FAILED} == {}
             assert max(outcome.seconds for outcome in lost.values()) < TIMEOUT + SLACK
             if cause == "names":
                 flag.unlink()
             else:
                 services.end_outage()
-            readable(ready.path(keys[1]), SMALL)
+            readable(ready.path(files[cause][0]), SMALL)
             lines = ready.warnings(since=before)
             assert 1 <= len(lines) <= 5, lines  # each layer's change of state, and each errno's first time
-            keys.pop(1)
