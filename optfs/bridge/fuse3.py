@@ -9,7 +9,7 @@ from typing import Any
 import mfusepy
 
 from optfs.bridge import callbacks
-from optfs.bridge.handlers import Core, Handlers
+from optfs.bridge.handlers import Core, Handlers, join
 
 _FILL_DIR_PLUS = 2  # FUSE_FILL_DIR_PLUS, fuse.h
 _CAP_SPLICE_READ = (
@@ -17,17 +17,52 @@ _CAP_SPLICE_READ = (
 )  # fuse_common.h: requests come through pipes, two descriptors a thread; only what is written to us would gain by that
 _CAP_READDIRPLUS_AUTO = 1 << 14  # fuse_common.h: the kernel guesses when attributes are worth asking for; they cost nothing here
 
-MAX_BACKGROUND = 64
-"""Requests of readahead under way at once; the kernel's own 12 leave a network's bandwidth unused."""
+MAX_BACKGROUND = 512
+"""Requests of the kernel's readahead under way at once. Beyond them all reads wait, also of what is cached: with 64, 32 streams of a service
+that doesn't answer held up everything. A stream has two. The kernel's own limit is 12."""
 
-MAX_THREADS = 64
-"""Threads that run handlers. libfuse 3.12 introduced a limit, of 10: a handler waits for the network, so ten slow readers would stop all."""
+MAX_THREADS = MAX_BACKGROUND + 64
+"""Threads that run handlers, made when all others are busy; some are left for other calls than readahead's. A handler waits for the network,
+so that libfuse's own limit (10 since 3.12) would let ten slow readers stop all."""
 
 VERSION = (mfusepy.fuse_version_major, mfusepy.fuse_version_minor)
 
 # The filler is called by PyDLL's convention, which keeps the interpreter's lock: it only copies an entry into libfuse's buffer, and no
 # thread that holds libfuse's lock ever waits for the interpreter's.
 _FILLER = ctypes.PYFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_char_p, ctypes.POINTER(mfusepy.c_stat), ctypes.c_longlong, ctypes.c_int)
+
+
+class _Vector(ctypes.Structure):
+    """`struct fuse_bufvec` of one buffer, fuse_common.h; mfusepy has a pointer where C has the buffer itself."""
+
+    _fields_ = (("count", ctypes.c_size_t), ("idx", ctypes.c_size_t), ("off", ctypes.c_size_t), ("buf", mfusepy.fuse_buf))
+
+
+_VECTOR_SIZE = ctypes.sizeof(_Vector) + 64  # later versions' buffers have more fields, 0 for none
+
+# They are quick, so they keep the interpreter's lock.
+_C = ctypes.PyDLL(None)
+_malloc = ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.c_size_t)(("malloc", _C))
+_calloc = ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.c_size_t, ctypes.c_size_t)(("calloc", _C))
+_free = ctypes.PYFUNCTYPE(None, ctypes.c_void_p)(("free", _C))
+
+
+def _vector_of(views: list[memoryview], length: int) -> int:
+    """Return the address of a vector with a copy of pieces, `length` bytes in all; who gets it frees both."""
+    memory = _malloc(length or 1)
+    vector = _calloc(1, _VECTOR_SIZE)
+    try:
+        if not memory or not vector:
+            raise MemoryError
+        join(views, length, memory)
+        filled = _Vector.from_address(vector)
+        filled.count = 1
+        filled.buf.size, filled.buf.mem, filled.buf.fd = length, memory, -1
+    except BaseException:
+        _free(memory)
+        _free(vector)
+        raise
+    return int(vector)
 
 
 class Fuse3(Handlers):
@@ -61,6 +96,11 @@ class Fuse3(Handlers):
     def getattr(self, path: int, buffer: int, info: int) -> int:
         """See `fill_attributes`."""
         return self.fill_attributes(path, buffer, info)
+
+    def read_buf(self, _path: int, answer: int, size: int, offset: int, info: int) -> int:
+        """Hand over bytes in memory that libfuse frees. It is taken when they are there: `read` would hold 1 MiB for each reader that waits."""
+        ctypes.c_void_p.from_address(answer).value = _vector_of(*self.bytes_of(size, offset, info))
+        return 0
 
     def readdir(self, _path: int, buffer: int, filler: int, offset: int, info: int, _flags: int) -> int:
         """Fill with attributes and real offsets: with offset 0, or without the flag, libfuse asks for each entry's attributes."""

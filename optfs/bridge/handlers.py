@@ -3,7 +3,7 @@
 `Handlers` has what both have in common; `fuse3` and `fuse2` add what differs. Pointers arrive as numbers, since most are only passed on.
 
 Rules: a handler returns 0 or a number of bytes, or raises; `functions` turns an exception into a negative errno and never lets one through to C.
-Bytes of a read go straight from the reading layer's memory into libfuse's buffer, copied once. Everything that would change something is
+A read's bytes go from the reading layer's memory into what libfuse writes to the kernel, copied once. Everything that would change something is
 EROFS, although the kernel itself refuses most of it on a read-only mount. `flush`, `access`, `fsync` aren't offered: libfuse then tells
 the kernel once not to ask. libfuse gives no path where there is a handle (`nullpath_ok`), which spares it the making of one.
 
@@ -33,7 +33,7 @@ REFUSED = (
 """Operations that change something, by libfuse's names."""
 
 ANSWERED = (
-    *("getattr", "fgetattr", "readlink", "open", "read", "release", "statfs", "getxattr", "listxattr"),
+    *("getattr", "fgetattr", "readlink", "open", "read", "read_buf", "release", "statfs", "getxattr", "listxattr"),
     *("opendir", "readdir", "releasedir", "init"),
 )
 
@@ -152,21 +152,15 @@ class Handlers:
         fi.direct_io = mode.direct_io
         return 0
 
-    def read(self, _path: int, buffer: int, size: int, offset: int, info: int) -> int:
-        """Copy bytes of the pinned version."""
+    def bytes_of(self, size: int, offset: int, info: int) -> tuple[list[memoryview], int]:
+        """Return bytes of an open file's pinned version, and how many they are: fewer than `size` only where the file ends."""
         core, handle = self.core, self._info(info).fh
         core.kernel.read(handle)
-        at = 0
-        target: memoryview | None = None
-        for view in core.filesystem.read(handle, offset, size):
-            if target is None:
-                target = writable(buffer, size)
-            end = at + len(view)
-            target[at:end] = view
-            at = end
-        if at < size and core.kernel.torn(handle):
-            return -errno.ESTALE  # the kernel would fill up with zeros to the newer version's size
-        return at
+        views = core.filesystem.read(handle, offset, size)
+        length = sum(map(len, views))
+        if length < size and core.kernel.torn(handle):
+            raise OSError(errno.ESTALE, "")  # the kernel would fill up with zeros to the newer version's size
+        return views, length
 
     def release(self, _path: int, info: int) -> int:
         """Close a file."""
@@ -237,6 +231,15 @@ def _name(address: int) -> str:
 def refuse(*_arguments: int) -> int:
     """Answer what would change something."""
     return -errno.EROFS
+
+
+def join(views: list[memoryview], length: int, buffer: int) -> None:
+    """Copy pieces, `length` bytes in all, to memory of C's, one behind the other."""
+    at, target = 0, writable(buffer, length)
+    for view in views:
+        end = at + len(view)
+        target[at:end] = view
+        at = end
 
 
 def _copy(data: bytes, buffer: int, size: int) -> int:

@@ -257,8 +257,15 @@ def test_stalled_readers_hold_up_nobody_else(tmp_path: Path) -> None:
             readable(path, SMALL)
 
 
-HANDLERS = 64
+HANDLERS = 576
 """`bridge.fuse3.MAX_THREADS`, which can't be imported without loading libfuse."""
+
+CROWD = """
+import os, sys, threading
+for path in sys.argv[1:]:
+    threading.Thread(target=os.stat, args=(path,)).start()
+"""
+"""A program that looks many files up at once."""
 
 BUSY = """
 import os, signal, sys
@@ -268,6 +275,11 @@ signal.setitimer(signal.ITIMER_REAL, 0.5, 0.02)
 print(os.stat(sys.argv[1]).st_size)
 """
 """A program that gets signals as it waits, all of which it handles."""
+
+
+def threads_of(process: int) -> int:
+    """Count a process's threads."""
+    return len(list(Path(f"/proc/{process}/task").iterdir()))
 
 
 def pending(process: int, number: signal.Signals) -> bool:
@@ -318,8 +330,10 @@ def test_who_waits_can_be_killed_though_all_of_libfuses_threads_wait(tmp_path: P
         fault = services.faults.add(Fault(lambda request: request.kind == "list" and "stuck" in request.key, Stall(None)))
         programs: list[subprocess.Popen[bytes]] = []
         try:
-            programs += [subprocess.Popen(["stat", str(ready.path(key))], stdout=subprocess.DEVNULL) for key in stuck]
-            eventually(lambda: fault.hits >= HANDLERS, "all threads wait")
+            for share in range(4):
+                paths = [str(ready.path(key)) for key in stuck[share::4]]
+                programs.append(subprocess.Popen([sys.executable, "-c", CROWD, *paths]))
+            eventually(lambda: threads_of(ready.mount.pid) >= HANDLERS, "all threads wait")
             for program in programs:
                 program.kill()
             assert {program.wait(LIMIT) for program in programs} == {-signal.SIGKILL}
