@@ -4,7 +4,7 @@ import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from optfs.errors import OptfsError
+from optfs.errors import OptfsError, ServiceUnavailable
 from optfs.stores.protocol import Progress, Store
 from optfs.tree.catalog import Catalog
 from optfs.tree.folders import Node
@@ -15,6 +15,8 @@ ACCOUNT = "123"
 PREFIX = "v1/account_id=123/"
 WALL = 1_793_534_400.0
 """2026-11-01 12:00 UTC."""
+LIMIT = 30.0
+"""Seconds that a loaded machine may take to get somewhere."""
 
 
 class MemoryStore:
@@ -143,3 +145,31 @@ class Rig:
 def by_bytes(names: Iterable[str]) -> list[str]:
     """Sort as folders do."""
     return sorted(names, key=encode_name)
+
+
+def outage() -> OptfsError:
+    """Return a store's failure."""
+    return ServiceUnavailable("the service can't be reached", detail="request 1")
+
+
+def in_threads(count: int, work: Callable[[], object]) -> tuple[list[threading.Thread], list[object]]:
+    """Do the same in several threads; return them, and what they return or fail with, as it comes."""
+    results: list[object] = []
+
+    def run() -> None:
+        try:
+            results.append(work())
+        except OptfsError as error:
+            results.append(error)
+
+    threads = [threading.Thread(target=run, daemon=True) for _ in range(count)]
+    for thread in threads:
+        thread.start()
+    return threads, results
+
+
+def join_all(threads: list[threading.Thread]) -> None:
+    """Wait for threads to end."""
+    for thread in threads:
+        thread.join(LIMIT)
+        assert not thread.is_alive()

@@ -2,25 +2,17 @@
 
 import logging
 import threading
-from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
 
 from optfs.errors import Abandoned, AccessDenied, DeadlineExceeded, NotFound, OptfsError, ServiceUnavailable, TokenRefused
-from optfs.tree import held
 from optfs.tree.folders import File
-from optfs.values import Deadline
-from optfs.workers import Job, Priority, WorkerPool
-from tests.support.trees import HandPool, MemoryStore, Rig
+from optfs.workers import WorkerPool
+from tests.support.trees import LIMIT, HandPool, MemoryStore, Rig, in_threads, join_all, outage
 
 OLD = "type=a/date=2026-10-20"
 RECENT = "type=a/date=2026-10-31"
-LIMIT = 30.0  # seconds a loaded machine may take to get somewhere
-
-
-def _outage() -> OptfsError:
-    return ServiceUnavailable("the service can't be reached", detail="request 1")
 
 
 # Age
@@ -158,7 +150,7 @@ def test_a_second_walk_over_a_little_more_than_is_held_is_listed_ahead_as_the_fi
 # Failures
 
 
-@pytest.mark.parametrize("error", [_outage(), TokenRefused("no"), AccessDenied("no"), DeadlineExceeded("late")])
+@pytest.mark.parametrize("error", [outage(), TokenRefused("no"), AccessDenied("no"), DeadlineExceeded("late")])
 def test_what_was_seen_stays_while_it_cannot_be_refreshed_and_comes_back(error: OptfsError) -> None:
     """Whatever the cause; later tries run in the background and the first success shows what changed."""
     store = MemoryStore(keys=[f"{RECENT}/a"])
@@ -189,7 +181,7 @@ def test_without_a_former_listing_the_failure_is_raised_each_time() -> None:
     """Nothing is remembered that would outlast the cause."""
     store = MemoryStore(keys=[f"{RECENT}/a"])
     rig = Rig([store])
-    store.error = _outage()
+    store.error = outage()
     for _ in range(2):
         with pytest.raises(ServiceUnavailable):
             rig.names(RECENT)
@@ -206,7 +198,7 @@ def test_each_change_of_state_is_logged_once(caplog: pytest.LogCaptureFixture) -
         for day in days:
             rig.names(day)
         rig.now += 61
-        store.error = _outage()
+        store.error = outage()
         for _ in range(3):
             for day in days:
                 rig.names(day)
@@ -259,7 +251,7 @@ def test_few_tries_at_once_run_against_a_failing_store() -> None:
         rig.names(day)
         rig.run_jobs()
     rig.now += 61
-    store.error = _outage()
+    store.error = outage()
     rig.names(days[0])
     rig.now += 2
     asked = len(store.asked)
@@ -299,35 +291,14 @@ class _Gate:
             assert self.open.wait(LIMIT)
 
 
-def _in_threads(count: int, work: Callable[[], object]) -> tuple[list[threading.Thread], list[object]]:
-    results: list[object] = []
-
-    def run() -> None:
-        try:
-            results.append(work())
-        except OptfsError as error:
-            results.append(error)
-
-    threads = [threading.Thread(target=run, daemon=True) for _ in range(count)]
-    for thread in threads:
-        thread.start()
-    return threads, results
-
-
-def _join(threads: list[threading.Thread]) -> None:
-    for thread in threads:
-        thread.join(LIMIT)
-        assert not thread.is_alive()
-
-
-@pytest.mark.parametrize("error", [None, _outage()])
+@pytest.mark.parametrize("error", [None, outage()])
 def test_one_listing_serves_all_who_need_it_and_fails_for_all(error: OptfsError | None) -> None:
     """However many threads come while it is under way; a failure is the same exception for each."""
     store = MemoryStore(keys=[f"{RECENT}/a"])
     rig = Rig([store])
     rig.lookup(RECENT)
     gate = store.gate = _Gate(f"{RECENT}/")
-    leader, results = _in_threads(1, lambda: rig.names(RECENT))
+    leader, results = in_threads(1, lambda: rig.names(RECENT))
     assert gate.reached.wait(LIMIT)
     arrived = threading.Semaphore(0)
 
@@ -335,19 +306,19 @@ def test_one_listing_serves_all_who_need_it_and_fails_for_all(error: OptfsError 
         arrived.release()
         return rig.names(RECENT)
 
-    followers, more = _in_threads(7, follow)
+    followers, more = in_threads(7, follow)
     for _ in followers:
         assert arrived.acquire(timeout=LIMIT)
     if error is None:
         # A follower that hadn't yet joined finds the listing fresh: one request either way.
         gate.open.set()
-        _join(leader + followers)
+        join_all(leader + followers)
         assert results + more == [["a"]] * 8
         assert store.units().count(f"{RECENT}/") == 1
     else:
         store.error = error
         gate.open.set()
-        _join(leader + followers)
+        join_all(leader + followers)
         assert {(type(result), str(result)) for result in results + more} == {(type(error), str(error))}
 
 
@@ -357,12 +328,12 @@ def test_who_waits_for_anothers_listing_waits_no_longer_than_its_own_deadline() 
     rig = Rig([store])
     rig.lookup(RECENT)
     gate = store.gate = _Gate(f"{RECENT}/")
-    leader, results = _in_threads(1, lambda: rig.names(RECENT))
+    leader, results = in_threads(1, lambda: rig.names(RECENT))
     assert gate.reached.wait(LIMIT)
     with pytest.raises(DeadlineExceeded):
         rig.catalog.children(f"/123/{RECENT}", rig.deadline(0.0))
     gate.open.set()
-    _join(leader)
+    join_all(leader)
     assert results == [["a"]]
 
 
@@ -374,9 +345,9 @@ def test_who_is_killed_leaves_the_listing_to_others() -> None:
     gate = store.gate = _Gate(f"{RECENT}/")
     with pytest.raises(Abandoned):
         rig.catalog.children(f"/123/{RECENT}", replace(rig.deadline(), abandoned=gate.reached.is_set))
-    follower, results = _in_threads(1, lambda: rig.names(RECENT))
+    follower, results = in_threads(1, lambda: rig.names(RECENT))
     gate.open.set()
-    _join(follower)
+    join_all(follower)
     assert results == [["a"]]
     assert store.units().count(f"{RECENT}/") == 1
 
@@ -408,136 +379,3 @@ def test_a_walk_has_many_listings_in_flight() -> None:
         assert sorted(store.units()) == sorted(["", "type=a/", *units])
     finally:
         assert pool.close(LIMIT)
-
-
-# Want of memory
-
-
-class _Starved:
-    """Stands for a name of the module and raises MemoryError at its first use."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, name: str, first: Callable[[], object] = lambda: None) -> None:
-        self._real = getattr(held, name)
-        self._first: Callable[[], object] | None = first
-        monkeypatch.setattr(held, name, self)
-
-    def __call__(self, *arguments: object, **keywords: object) -> object:
-        self._fail()
-        return self._real(*arguments, **keywords)
-
-    def after(self, *arguments: object) -> object:
-        """Stand for `Deadline.after`."""
-        self._fail()
-        return self._real.after(*arguments)
-
-    def _fail(self) -> None:
-        if self._first is not None:
-            first, self._first = self._first, None
-            first()
-            raise MemoryError
-
-
-@pytest.mark.parametrize("name", ["Deadline", "_Held"])
-def test_a_folder_whose_listing_found_no_memory_is_listed_again(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whether to begin it, or to keep what came. What is counted stays right."""
-    store = MemoryStore(keys=[f"{RECENT}/a"])
-    rig = Rig([store])
-    rig.lookup(RECENT)
-    before = rig.catalog.statistics().objects
-    _Starved(monkeypatch, name)
-    try:
-        assert rig.names(RECENT) == ["a"]
-    except MemoryError:
-        assert name != "_Held"  # the listing was there, though it couldn't be kept
-    assert rig.catalog.statistics().objects == before
-    store.put(f"{RECENT}/b")
-    assert rig.names(RECENT) == ["a", "b"]
-    assert rig.catalog.statistics().objects == before + 2
-
-
-def test_a_listing_ahead_that_finds_no_memory_is_in_nobodys_way(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whoever needs the folder lists it."""
-    days = [f"type=a/date=2026-10-{day:02d}" for day in range(10, 20)]
-    store = MemoryStore(keys=[f"{day}/x" for day in days])
-    pool = HandPool()
-    rig = Rig([store], pool=pool)
-    for day in days[:3]:
-        rig.names(day)
-    starved = 0
-    for job in pool.jobs:
-        with monkeypatch.context() as patch:
-            _Starved(patch, "Deadline")
-            try:
-                job()
-            except MemoryError:
-                starved += 1
-    assert starved >= 4
-    assert [rig.names(day) for day in days] == [["x"]] * len(days)
-
-
-def test_want_of_memory_for_a_listing_is_told_to_all_who_wait(monkeypatch: pytest.MonkeyPatch) -> None:
-    """None of them waits until its deadline."""
-    rig = Rig([MemoryStore(keys=[f"{RECENT}/a"])])
-    rig.lookup(RECENT)
-    begun, joined = threading.Event(), threading.Event()
-    wait = held._wait
-
-    def join(done: threading.Event, deadline: Deadline) -> bool:
-        joined.set()
-        return wait(done, deadline)
-
-    def fail_once_joined() -> None:
-        begun.set()
-        assert joined.wait(LIMIT)
-
-    monkeypatch.setattr(held, "_wait", join)
-    _Starved(monkeypatch, "Deadline", fail_once_joined)
-
-    def read() -> object:
-        try:
-            return rig.names(RECENT)
-        except MemoryError:
-            return MemoryError
-
-    leader, results = _in_threads(1, read)
-    assert begun.wait(LIMIT)
-    follower, more = _in_threads(1, read)
-    _join(leader + follower)
-    assert results + more == [MemoryError, MemoryError]
-
-
-def test_a_failure_that_finds_no_memory_is_told_as_that(monkeypatch: pytest.MonkeyPatch) -> None:
-    """And the next one asks again."""
-    store = MemoryStore(keys=[f"{RECENT}/a"])
-    rig = Rig([store])
-    rig.lookup(RECENT)
-    store.error = _outage()
-    _Starved(monkeypatch, "bare")
-    with pytest.raises(MemoryError):
-        rig.names(RECENT)
-    store.error = None
-    assert rig.names(RECENT) == ["a"]
-
-
-def test_a_refresh_that_the_pool_finds_no_memory_for_is_left_to_it_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Else the folder would show what was seen before the outage for ever."""
-    store = MemoryStore(keys=[f"{RECENT}/a"])
-    rig = Rig([store])
-    rig.names(RECENT)
-    rig.now += 61
-    store.error = _outage()
-    rig.names(RECENT)
-    rig.now += 2
-
-    def starve(_job: Job, _priority: Priority) -> bool:
-        raise MemoryError
-
-    with monkeypatch.context() as starved:
-        starved.setattr(rig.pool, "submit", starve)
-        with pytest.raises(MemoryError):
-            rig.names(RECENT)
-    store.error = None
-    store.put(f"{RECENT}/b")
-    rig.names(RECENT)
-    assert rig.run_jobs() == 1
-    assert rig.names(RECENT) == ["a", "b"]
