@@ -18,6 +18,20 @@ from optfs.values import KiB, MiB, ObjectInfo
 from tests.support.caches import BLOCK, URI, WAIT, HandClock, block_key, content, disk_usage, file_of, fill, held, make_cache
 
 
+def stick(monkeypatch: pytest.MonkeyPatch) -> tuple[threading.Event, threading.Event]:
+    """Let no write of a block go on; return what lets them, and what tells that there is one."""
+    free, reached = threading.Event(), threading.Event()
+    write = Folder.write
+
+    def wait_and_write(self: Folder, name: str, parts: Sequence[bytes | memoryview], now: float) -> bool:
+        reached.set()
+        free.wait(WAIT)
+        return write(self, name, parts, now)
+
+    monkeypatch.setattr(Folder, "write", wait_and_write)
+    return free, reached
+
+
 def test_a_block_comes_back(tmp_path: Path) -> None:
     """What was put is read, as bytes, and counted."""
     cache = make_cache(tmp_path)
@@ -154,13 +168,6 @@ def test_the_free_space_floor_is_kept(tmp_path: Path) -> None:
 
 def test_mounts_that_share_a_folder_keep_the_free_space_floor_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What one was promised room for, and hasn't written yet, the other doesn't take for free."""
-    stuck, reached = threading.Event(), threading.Event()
-    write = Folder.write
-
-    def stick(self: Folder, name: str, parts: Sequence[bytes | memoryview], now: float) -> bool:
-        reached.set()
-        stuck.wait(WAIT)
-        return write(self, name, parts, now)
 
     def space(folder: Folder) -> tuple[int, int]:
         return 8 * MiB - disk_usage(folder.path), 8 * MiB
@@ -169,12 +176,12 @@ def test_mounts_that_share_a_folder_keep_the_free_space_floor_together(tmp_path:
     one, two = (make_cache(tmp_path, min_free=FreeFloor(size=5 * MiB), statvfs=space) for _ in range(2))
     assert two.flush(WAIT)
     with monkeypatch.context() as patch:
-        patch.setattr(Folder, "write", stick)
+        free, reached = stick(patch)
         one.put(keys[0], memoryview(content(keys[0])))
         assert reached.wait(WAIT)
         two.put(keys[1], memoryview(content(keys[1])))
         assert two.flush(WAIT / 6)  # it drops the block: had it taken it, it would be stuck, too
-        stuck.set()
+        free.set()
         assert one.flush(WAIT)
     assert 8 * MiB - disk_usage(tmp_path / BLOCKS) >= 5 * MiB
     assert held(one, *keys) == [True, False]
@@ -195,15 +202,13 @@ def test_nothing_is_stored_where_others_hold_the_disk(tmp_path: Path) -> None:
 
 def test_put_waits_for_no_stuck_disk_and_holds_no_more_than_the_backlog(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """While the disk is stuck, blocks beyond the backlog are dropped, and those within are written later."""
-    stuck = threading.Event()
-    write = Folder.write
-    monkeypatch.setattr(Folder, "write", lambda self, name, parts, now: (stuck.wait(WAIT), write(self, name, parts, now))[1])
+    free, _ = stick(monkeypatch)
     cache = make_cache(tmp_path, backlog=2 * BLOCK)
     keys = [block_key(number) for number in range(4)]
     for key in keys:
         cache.put(key, memoryview(content(key)))
     assert cache.stats().dropped == 2
-    stuck.set()
+    free.set()
     assert cache.flush(WAIT)
     assert held(cache, *keys) == [True, True, False, False]
     fill(cache, keys[3])
@@ -213,27 +218,19 @@ def test_put_waits_for_no_stuck_disk_and_holds_no_more_than_the_backlog(tmp_path
 
 def test_a_block_offered_twice_counts_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The same block from two readers is written once, and gives back the backlog it took."""
-    stuck, reached = threading.Event(), threading.Event()
-    write = Folder.write
-
-    def stick(self: Folder, name: str, parts: Sequence[bytes | memoryview], now: float) -> bool:
-        reached.set()
-        stuck.wait(WAIT)
-        return write(self, name, parts, now)
-
-    monkeypatch.setattr(Folder, "write", stick)
+    free, reached = stick(monkeypatch)
     cache = make_cache(tmp_path, backlog=3 * BLOCK)
     cache.put(block_key(0), memoryview(content(block_key(0))))
     assert reached.wait(WAIT)
     for _ in range(2):
         cache.put(block_key(1), memoryview(content(block_key(1))))
-    stuck.set()
+    free.set()
     assert cache.flush(WAIT)
     assert (cache.stats().stored, cache.stats().dropped) == (2, 1)
-    stuck.clear()
+    free.clear()
     for number in range(2, 5):
         cache.put(block_key(number), memoryview(content(block_key(number))))
-    stuck.set()
+    free.set()
     assert cache.flush(WAIT)
     assert held(cache, *(block_key(number) for number in range(5))) == [True] * 5
     cache.close()
@@ -340,20 +337,14 @@ def test_a_use_after_close_is_harmless(tmp_path: Path) -> None:
 
 def test_close_does_not_wait_for_a_stuck_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A write that hangs doesn't hang the end of the mount."""
-    stuck, reached = threading.Event(), threading.Event()
-
-    def hang(self: Folder, name: str, parts: object, now: float) -> None:
-        reached.set()
-        stuck.wait(WAIT)
-
-    monkeypatch.setattr(Folder, "write", hang)
+    free, reached = stick(monkeypatch)
     monkeypatch.setattr(disk, "_CLOSE_LIMIT", 0.1)
     cache = make_cache(tmp_path)
     cache.put(block_key(0), memoryview(content(block_key(0))))
     assert reached.wait(WAIT)
     cache.close()
-    assert not stuck.is_set()
-    stuck.set()
+    assert not free.is_set()
+    free.set()
     assert cache.flush(WAIT)
 
 
