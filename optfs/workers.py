@@ -5,7 +5,7 @@ Threads start as jobs come, up to `limit`, and never stop before `close`: whatev
 was queued is lost. Prefetch may occupy at most `limit - reserve` threads, so that a reader's job never waits for one prefetch after another
 to end.
 
-Lock order: `_lock` is a leaf; no job runs and no other lock is taken under it.
+Lock order: `_lock` is a leaf; no job runs, no thread is started, and no other lock is taken under it.
 """
 
 import contextlib
@@ -15,6 +15,8 @@ import time
 from collections import deque
 from collections.abc import Callable
 from enum import Enum
+
+from optfs.threads import StartedThread
 
 logger = logging.getLogger(__name__)
 
@@ -45,33 +47,52 @@ class WorkerPool:
         self._prefetch_limit = limit - reserve
         self._lock = threading.Lock()
         self._wanted = threading.Condition(self._lock)
-        # Guarded by _lock: all below. Invariant: _busy_prefetch <= _prefetch_limit, _idle <= len(_threads) <= _limit.
+        # Guarded by _lock: all below. Invariant: _busy_prefetch <= _prefetch_limit, len(_threads) + _starting <= _limit.
         self._demand: deque[Job] = deque()
         self._prefetch: deque[Job] = deque()
-        self._threads: list[threading.Thread] = []
+        self._threads: list[StartedThread] = []
+        self._starting = 0
         self._idle = 0
         self._busy_prefetch = 0
         self._closed = False
 
     def submit(self, job: Job, priority: Priority) -> bool:
-        """Queue a job; return False when it will not run: the pool is closed, or there is no memory for its first thread."""
+        """Queue a job; return False when the pool is closed: it will not run.
+
+        Raises:
+            MemoryError: there is none for the pool's first thread; the job won't run either.
+
+        """
         with self._lock:
             if self._closed:
                 return False
             queue = self._demand if priority is Priority.DEMAND else self._prefetch
             queue.append(job)
-            if self._idle < len(self._demand) + len(self._prefetch) and len(self._threads) < self._limit:
-                before = len(self._threads)
-                try:
-                    self._threads.append(threading.Thread(target=self._run, name=f"{self._name}-{before}", daemon=True))
-                    self._threads[-1].start()
-                except (RuntimeError, MemoryError):  # no memory for it or its stack: the threads that there are run the job
-                    del self._threads[before:]
-                    if not self._threads:
-                        queue.pop()
-                        return False
+            number = len(self._threads) + self._starting
+            more = self._idle < len(self._demand) + len(self._prefetch) and number < self._limit
+            self._starting += more
             self._wanted.notify()
-            return True
+        if more:
+            self._start(job, queue, f"{self._name}-{number}")
+        return True
+
+    def _start(self, job: Job, queue: deque[Job], name: str) -> None:
+        """Add a thread; where there is no memory for it, those that there are run the job."""
+        thread = None
+        try:
+            thread = StartedThread(self._run, name)
+        except (RuntimeError, MemoryError):
+            pass
+        finally:
+            with self._lock:
+                self._starting -= 1
+                if thread is not None:
+                    self._threads.append(thread)
+                lost = not self._threads and not self._starting and job in queue
+                if lost:
+                    queue.remove(job)
+        if lost:
+            raise MemoryError
 
     def close(self, timeout: float) -> bool:
         """Drop queued jobs, let running ones end, and wait up to `timeout` seconds; return whether all threads have ended."""
@@ -81,9 +102,8 @@ class WorkerPool:
             self._prefetch.clear()
             self._wanted.notify_all()
             threads = list(self._threads)
-        for thread in threads:
-            thread.join(max(0.0, timeout / max(1, len(threads))) if thread.is_alive() else 0)
-        return not any(thread.is_alive() for thread in threads)
+        until = time.monotonic() + timeout
+        return all(thread.join(until - time.monotonic()) for thread in threads)
 
     def _next(self) -> tuple[Job, Priority] | None:
         with self._lock:

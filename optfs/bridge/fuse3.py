@@ -25,6 +25,8 @@ MAX_THREADS = MAX_BACKGROUND + 64
 """Threads that run handlers, made when all others are busy; some are left for other calls than readahead's. A handler waits for the network,
 so that libfuse's own limit (10 since 3.12) would let ten slow readers stop all."""
 
+IDLE_THREADS = 64
+
 VERSION = (mfusepy.fuse_version_major, mfusepy.fuse_version_minor)
 
 # The filler is called by PyDLL's convention, which keeps the interpreter's lock: it only copies an entry into libfuse's buffer, and no
@@ -123,6 +125,6 @@ def serve(core: Core, mountpoint: str, options: dict[str, Any]) -> None:
 
     """
     if VERSION >= (3, 12):
-        # Idle threads stay, since starting one costs more than a request; without a number libfuse 3.14 complains of its own default.
-        options = options | {"max_threads": MAX_THREADS, "max_idle_threads": MAX_THREADS}
+        # Some idle threads stay, since starting one costs more than a request; without a number libfuse 3.14 complains of its own default.
+        options = options | {"max_threads": MAX_THREADS, "max_idle_threads": IDLE_THREADS}
     callbacks.serve(mfusepy.fuse_main_real, mfusepy.fuse_operations(), Fuse3(core).functions(), mountpoint, options)

@@ -7,11 +7,14 @@ wanted next), and then fetches ahead that no worker has begun.
 
 Rules:
 
+- What stores may have to bring (`Fetch.bound`) takes at most `SHARE` of the room for one provider, and leaves `RESERVE` of it in all: while one
+  is silent, its fetches take room for the whole of `--timeout`, and readers of the block cache, or of the other one, need some. So what a
+  reader demands is bound once the block cache was asked, and if there is no room for that it gives up the room it has, and waits.
 - Who fetches ahead never waits for room: without room nothing is fetched. A reader waits for it, within its deadline, holding nothing.
 - Parts fetched ahead are safe from other fetches ahead for `FRESH` seconds: streams would push out each other's otherwise. After that
   they count as abandoned.
 - A failure is the answer for its parts for `FAILURE_HOLDS` seconds: the kernel asks again for every page of a failed readahead, and a program
-  would wait for the timeout again each time. Want of memory isn't held: it is told at once, and may be over at once.
+  would wait for the timeout again each time. Want of memory isn't held: all that is resident is given up, and then it may be over.
 - A block's buffer is filled anew once nobody else holds a view of it; new memory costs more than the copy into it. What readers and the
   cache's writer still hold of parts that were evicted isn't counted here; the writer bounds its own share.
 
@@ -20,15 +23,17 @@ nothing else is called under it.
 """
 
 import threading
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from optfs.errors import DeadlineExceeded, OptfsError, OutOfMemory, ServiceUnavailable, bare
 from optfs.reading.counters import Counters
 from optfs.reading.fetches import Fetch, Part
-from optfs.values import LOOK_AGAIN, Clock, Deadline, ObjectInfo
+from optfs.values import LOOK_AGAIN, Clock, Deadline, ObjectInfo, Provider
 
+SHARE = 3 / 4
+RESERVE = 1 / 8
 FAILURE_HOLDS = 0.5
 FRESH = 10.0
 SPARES = 16
@@ -48,7 +53,8 @@ class Blocks:
         self._lock = threading.Lock()
         self._room = threading.Condition(self._lock)
         # Guarded by _lock: all below. Invariants: a part is in at most one of _read and _ahead; _taken is the sum of the lengths of resident
-        # parts, of fetches in flight and of spare buffers, and <= _limit; _ahead_bytes is the sum of the lengths in _ahead.
+        # parts, of fetches in flight and of spare buffers, and <= _limit; _ahead_bytes is the sum of the lengths in _ahead; _bound, of each
+        # provider, of bound fetches in flight; _waiting is how many readers wait for room.
         self._read: OrderedDict[Part, memoryview] = OrderedDict()
         self._ahead: OrderedDict[Part, tuple[memoryview, float]] = OrderedDict()
         self._flights: dict[Part, Fetch] = {}
@@ -56,7 +62,8 @@ class Blocks:
         self._spares: list[bytearray] = []
         self._taken = 0
         self._ahead_bytes = 0
-        self._waiting = 0
+        self._bound: Counter[Provider] = Counter()
+        self._waiting: Counter[Provider] = Counter()
         self._closed = False
         self._counters = Counters()
 
@@ -125,13 +132,27 @@ class Blocks:
                         raise DeadlineExceeded("a read took longer than --timeout: all memory is in use; raise --memory")
                     if self._clock() >= look_at:
                         break
-                    self._waiting += 1
+                    self._waiting[fetch.info.provider] += 1
                     try:
                         self._room.wait(min(left, LOOK_AGAIN))
                     finally:
-                        self._waiting -= 1
+                        self._waiting[fetch.info.provider] -= 1
             deadline.check_abandoned()
             look_at = self._clock() + LOOK_AGAIN
+
+    def bind(self, fetch: Fetch) -> bool:
+        """Count a fetch that the block cache lacks as its store's, or end it where that may take no more: its readers demand it anew."""
+        with self._lock:
+            if not fetch.admitted or fetch.bound:
+                return True
+            if self._may_bind(fetch, for_reader=True):
+                fetch.bound = True
+                self._bound[fetch.info.provider] += fetch.length
+                return True
+            if fetch.give_up():
+                self._forget(fetch)
+                self._room.notify_all()
+            return False
 
     def ahead(self, fetch: Fetch) -> bool | None:
         """Admit a fetch that nobody waits for; None: its first part is known already; False: there is no room now."""
@@ -139,7 +160,7 @@ class Blocks:
         with self._lock:
             if first in self._read or first in self._ahead or first in self._flights:
                 return None
-            if self._closed or self._waiting or not self._make_room(fetch, for_reader=False):
+            if self._closed or self._waiting[fetch.info.provider] or not self._make_room(fetch, for_reader=False):
                 return False
             self._admit(fetch)
             return True
@@ -172,7 +193,9 @@ class Blocks:
                 return
             self._forget(fetch)
             self._room.notify_all()
-            if not fetch.speculative and not isinstance(error, OutOfMemory):
+            if isinstance(error, OutOfMemory):
+                self._clear()
+            elif not fetch.speculative:
                 self._hold(fetch.parts, error)
 
     def overdue(self, fetch: Fetch, error: OptfsError) -> None:
@@ -241,12 +264,15 @@ class Blocks:
     def clear(self) -> None:
         """Give up everything that is resident."""
         with self._lock:
-            while self._read:
-                self._evict_read(next(iter(self._read)))
-            while self._ahead:
-                self._evict_ahead(next(iter(self._ahead)))
-            while self._spares:
-                self._taken -= len(self._spares.pop())
+            self._clear()
+
+    def _clear(self) -> None:
+        while self._read:
+            self._evict_read(next(iter(self._read)))
+        while self._ahead:
+            self._evict_ahead(next(iter(self._ahead)))
+        while self._spares:
+            self._taken -= len(self._spares.pop())
 
     def _check(self, parts: Iterable[Part]) -> None:
         for part in parts:
@@ -275,6 +301,7 @@ class Blocks:
     def _admit(self, fetch: Fetch) -> None:
         fetch.admitted = True
         self._taken += fetch.length
+        self._bound[fetch.info.provider] += fetch.length * fetch.bound
         try:
             for part in fetch.parts:
                 self._flights.setdefault(part, fetch)
@@ -286,6 +313,7 @@ class Blocks:
         """Take a fetch, and the room of its length, out of what is in flight."""
         fetch.admitted = False
         self._taken -= fetch.length
+        self._bound[fetch.info.provider] -= fetch.length * fetch.bound
         for part in fetch.parts:
             if self._flights.get(part) is fetch:
                 del self._flights[part]
@@ -305,7 +333,7 @@ class Blocks:
 
     def _make_room(self, fetch: Fetch, *, for_reader: bool) -> bool:
         """Evict until the fetch fits; return whether it does."""
-        if fetch.length > self._limit:
+        if fetch.length > self._limit or (fetch.bound and not self._may_bind(fetch, for_reader=for_reader)):
             return False
         while True:
             if fetch.length == self.block and fetch.spare is None:
@@ -323,9 +351,22 @@ class Blocks:
             elif not (for_reader and self._cancel_newest()):
                 return False
 
-    def _cancel_newest(self) -> bool:
+    def _may_bind(self, fetch: Fetch, *, for_reader: bool) -> bool:
+        """Return whether its store may take room for a fetch, for a reader's also that of fetches ahead; one at a time it always may."""
+        provider = fetch.info.provider
+        reserve = max(self.block, int(self._limit * RESERVE))
+        while self._bound[provider]:
+            inside = self._bound[provider] + fetch.length <= self._limit * SHARE
+            if inside and self._bound.total() + fetch.length <= self._limit - reserve:
+                break
+            if not (for_reader and self._cancel_newest(provider)):
+                return False
+        return True
+
+    def _cancel_newest(self, provider: Provider | None = None) -> bool:
+        """End the newest fetch ahead, of one provider if given, that no worker has begun; return whether there was one."""
         for fetch in reversed(self._flights.values()):
-            if fetch.cancel():
+            if provider in {None, fetch.info.provider} and fetch.cancel():
                 self._forget(fetch)
                 return True
         return False

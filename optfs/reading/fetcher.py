@@ -67,14 +67,17 @@ class Fetcher:
         self._clock = clock
         self._gone = gone
 
-    def demand(self, info: ObjectInfo, parts: tuple[Part, ...], deadline: Deadline) -> Fetch | None:
+    def demand(self, info: ObjectInfo, parts: tuple[Part, ...], deadline: Deadline, *, missed: bool = False) -> Fetch | None:
         """Return the fetch that brings the first of `parts` at least, queued before all that is ahead; None: that part is resident by now.
 
-        Raises as `Blocks.demand` does.
+        With `missed` the block cache isn't asked first: it was, and lacks some of them. Raises as `Blocks.demand` does.
         """
         fetch = Fetch(info, parts, demanded=True)
+        fetch.bound = fetch.missed = missed or self._cache is None
         admitted = self._blocks.demand(fetch, deadline)
-        if admitted is fetch:
+        if admitted is fetch and fetch.missed:
+            self._guard(fetch, self._submit)
+        elif admitted is fetch:
             self._start(fetch)
         elif admitted is not None:
             self.join(admitted)
@@ -111,8 +114,9 @@ class Fetcher:
         try:
             found = self._lookup(fetch)
             if None in found:
-                fetch.looked = found.count(None) == len(found)
-                self._submit(fetch)
+                fetch.missed, fetch.looked = True, found.count(None) == len(found)
+                if self._blocks.bind(fetch):
+                    self._submit(fetch)
                 return
         except BaseException:
             if fetch.begin():

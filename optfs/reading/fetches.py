@@ -54,10 +54,12 @@ class Fetch:
         "_waiting",
         "_wanted",
         "admitted",
+        "bound",
         "demanded",
         "info",
         "length",
         "looked",
+        "missed",
         "parts",
         "spare",
         "speculative",
@@ -76,6 +78,10 @@ class Fetch:
         """Whether a reader was given it; guarded by the lock of `blocks.Blocks`, which sorts its parts by that when they land."""
         self.admitted = False
         """Whether room is taken for it; guarded as `used` is."""
+        self.bound = not demanded
+        """Whether a store may have to bring it, so that its room counts as that store's; guarded as `used` is."""
+        self.missed = False
+        """Whether the block cache was asked and lacks some of it; written before it is queued for a store."""
         self.looked = False
         """Whether the block cache was asked and has nothing of it; written before it is queued for a store."""
         self.spare: bytearray | None = None
@@ -139,6 +145,15 @@ class Fetch:
             if self._waiting or self._state in {State.DONE, State.FAILED}:
                 return False
             self._deserted = True
+            if self._state is not State.QUEUED:
+                return False
+            self.speculative = True
+            self._end(State.FAILED, ServiceUnavailable("the fetch was cancelled"))
+            return True
+
+    def give_up(self) -> bool:
+        """End it if no worker has begun it, so that its readers demand it anew; return whether that was so."""
+        with self._changed:
             if self._state is not State.QUEUED:
                 return False
             self.speculative = True

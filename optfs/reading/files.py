@@ -268,17 +268,17 @@ class OpenFile:
             self._walk()
         return self._collect(sources, deadline, ATTEMPTS)
 
-    def _sources(self, offset: int, end: int, deadline: Deadline) -> list[_Source]:
-        """Return where `[offset, end)` comes from, in order, all demanded."""
+    def _sources(self, offset: int, end: int, deadline: Deadline, *, missed: bool = False) -> list[_Source]:
+        """Return where `[offset, end)` comes from, in order, all demanded; for `missed` see `Fetcher.demand`."""
         sources: list[_Source] = []
         try:
-            self._add_sources(sources, offset, end, deadline)
+            self._add_sources(sources, offset, end, deadline, missed)
         except BaseException:
             self._leave(sources)
             raise
         return sources
 
-    def _add_sources(self, sources: list[_Source], offset: int, end: int, deadline: Deadline) -> None:
+    def _add_sources(self, sources: list[_Source], offset: int, end: int, deadline: Deadline, missed: bool) -> None:
         for begin in range(offset - offset % self._block, end, self._block):
             low, high = max(offset, begin), min(end, begin + self._block)
             part = self._part(begin)
@@ -287,11 +287,11 @@ class OpenFile:
                 with self._lock:
                     by_block = self._sequence.by_block(begin)
                 if not by_block:
-                    self._add_pieces(sources, begin, low, high, deadline)
+                    self._add_pieces(sources, begin, low, high, deadline, missed)
                     continue
-            sources.append(source or self._demanded((part,), low, high, deadline))
+            sources.append(source or self._demanded((part,), low, high, deadline, missed))
 
-    def _add_pieces(self, sources: list[_Source], begin: int, low: int, high: int, deadline: Deadline) -> None:
+    def _add_pieces(self, sources: list[_Source], begin: int, low: int, high: int, deadline: Deadline, missed: bool) -> None:
         wanted = pieces(self._ident, low - low % PIECE, min(begin + self._block, self._size, high + -high % PIECE))
         at = 0
         while at < len(wanted):
@@ -302,7 +302,7 @@ class OpenFile:
                 stop = at + 1
                 while stop < len(wanted) and not self._blocks.known(wanted[stop]):
                     stop += 1
-                source = self._demanded(wanted[at:stop], start, min(high, wanted[stop - 1][1] + wanted[stop - 1][2]), deadline)
+                source = self._demanded(wanted[at:stop], start, min(high, wanted[stop - 1][1] + wanted[stop - 1][2]), deadline, missed)
             sources.append(source)
             at += 1
             while at < len(wanted) and wanted[at][1] < source[3]:
@@ -324,10 +324,10 @@ class OpenFile:
             self._files.fetcher.join(fetch)
         return fetch, fetch.start, low, high
 
-    def _demanded(self, parts: tuple[Part, ...], low: int, high: int, deadline: Deadline) -> _Source:
+    def _demanded(self, parts: tuple[Part, ...], low: int, high: int, deadline: Deadline, missed: bool) -> _Source:
         """Return `[low, high)` of `parts`, or a first piece of it, by a fetch that the reader needn't share the fate of others' for."""
         while True:
-            fetch = self._files.fetcher.demand(self.info, parts, deadline)
+            fetch = self._files.fetcher.demand(self.info, parts, deadline, missed=missed)
             if fetch is not None:
                 return fetch, fetch.start, low, min(high, fetch.start + fetch.length)
             first = parts[0]
@@ -350,10 +350,13 @@ class OpenFile:
                 except OptfsError as error:
                     if isinstance(error, DeadlineExceeded) and not source.failed:
                         self._blocks.overdue(source, error)
-                    again = source.failed and (source.speculative or isinstance(error, OutOfMemory))
-                    if not (again and attempts > 1 and deadline.remaining() > 0):
+                    if not (source.failed and attempts > 1 and (source.speculative or isinstance(error, OutOfMemory))):
                         raise
-                    views += self._collect(self._sources(low, high, deadline), deadline, attempts - 1)
+                    if deadline.remaining() <= 0:
+                        raise DeadlineExceeded("a read took longer than --timeout") from None
+                    # One that found no room for its store isn't an attempt: what follows waits for it.
+                    left = attempts - (not (source.missed and source.speculative))
+                    views += self._collect(self._sources(low, high, deadline, missed=source.missed), deadline, left)
                     continue
                 views.append(view[low - start : high - start])
                 self._blocks.count_read(high - low)

@@ -21,6 +21,7 @@ reads; one ahead of need runs in the pool.
 Locks: `_lock` guards everything below the comment in `__init__`; it is a leaf: no store, pool, event, or log is called under it.
 """
 
+import contextlib
 import logging
 import threading
 import traceback
@@ -31,6 +32,7 @@ from functools import partial
 
 from optfs.errors import AccessDenied, DeadlineExceeded, OptfsError, bare
 from optfs.stores.protocol import Store
+from optfs.threads import StartedThread
 from optfs.tree import layout
 from optfs.tree.listings import Lister, Listing
 from optfs.values import LOOK_AGAIN, Clock, Deadline, Provider
@@ -168,8 +170,9 @@ class HeldListings:
 
     def list_ahead(self, wanted: Iterable[tuple[str, Sequence[Provider]]]) -> None:
         """Have units listed by the pool, in that order, unless they are believed or under way, or their store fails, when their turn comes."""
-        for unit, providers in wanted:
-            self._pool.submit(partial(self._prefetch, unit, providers), Priority.PREFETCH)
+        with contextlib.suppress(MemoryError):  # whoever needs a unit lists it
+            for unit, providers in wanted:
+                self._pool.submit(partial(self._prefetch, unit, providers), Priority.PREFETCH)
 
     def statistics(self) -> CatalogStatistics:
         """Return what has been done so far."""
@@ -283,7 +286,7 @@ class HeldListings:
                 self._end(flight, unit, error)
 
         try:
-            threading.Thread(target=fly, name="listing", daemon=True).start()
+            StartedThread(fly, "listing")
         except (RuntimeError, MemoryError):
             fly()
 

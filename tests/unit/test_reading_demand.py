@@ -5,16 +5,18 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 
 from optfs.cache.protocol import BlockKey
 from optfs.errors import Abandoned, DeadlineExceeded
+from optfs.reading.blocks import Blocks
 from optfs.reading.fetches import Fetch, Part
 from optfs.reading.files import ident_of
 from optfs.reading.readahead import BLOCK, PIECE
 from optfs.stores.protocol import Progress
-from optfs.values import Deadline, ObjectInfo, never
+from optfs.values import Deadline, MiB, ObjectInfo, Provider, never
 from optfs.workers import Priority, WorkerPool
 from tests.support.reading import PATIENCE, FakeCache, FakeStore, check, ended, info, nothing_follows, reading, started, until
 
@@ -35,6 +37,50 @@ def test_what_is_cached_is_read_while_every_worker_waits_for_a_silent_store() ->
         store.gate.set()
         ended(*stuck)
     assert [key for key, _, _ in store.requests].count("cached") == 1
+
+
+def test_what_is_cached_is_read_while_a_silent_store_has_all_the_room_that_it_may_have() -> None:
+    """However many wait for the store: those that found no room for it get their bytes when it answers, by one request each."""
+    store, cache = FakeStore(), FakeCache()
+    with reading(store, cache) as files:
+        check(files.open(info("cached", 250_000), nothing_follows), 0, 250_000)
+        until(lambda: len(cache.blocks) == 1)
+    store.gated = lambda info, _start: info.key.startswith("stuck")
+    store.gate.clear()
+    with reading(store, cache, memory=8 * MiB, threads=3) as files:
+        stuck = [started(check, files.open(info(f"stuck-{number}", 250_000), nothing_follows), 0, 250_000) for number in range(40)]
+        until(lambda: files.counters().resident_bytes >= 4 * MiB)
+        check(files.open(info("cached", 250_000), nothing_follows), 0, 250_000)
+        store.gate.set()
+        ended(*stuck)
+    assert sorted(key for key, _, _ in store.requests) == sorted(["cached", *(f"stuck-{number}" for number in range(40))])
+
+
+def test_a_silent_store_leaves_room_to_the_other_one_and_both_to_the_cache() -> None:
+    """Each has three quarters at most, and both together seven eighths."""
+    blocks = Blocks(16 * MiB, MiB, time.monotonic)
+    deadline = Deadline.after(time.monotonic, 0)
+
+    def fetch(key: str, provider: Provider, *, bound: bool = True) -> Fetch:
+        one = replace(info(key, MiB), provider=provider)
+        made = Fetch(one, ((ident_of(one), 0, MiB),), demanded=True)
+        made.bound = bound
+        return made
+
+    def fill(provider: Provider) -> int:
+        for number in range(20):
+            try:
+                blocks.demand(fetch(f"{provider}-{number}", provider), deadline)
+            except DeadlineExceeded:
+                return number
+        raise AssertionError("room has no bound")
+
+    assert [fill("aws"), fill("gcp")] == [12, 2]
+    looks = [fetch(f"look-{number}", "aws", bound=False) for number in range(2)]
+    assert [blocks.demand(look, deadline) for look in looks] == looks
+    assert [blocks.bind(look) for look in looks] == [False, False]
+    assert blocks.counters().resident_bytes == 14 * MiB
+    assert all(look.failed and look.speculative for look in looks)
 
 
 def test_readers_that_give_up_take_along_what_nobody_else_waits_for() -> None:

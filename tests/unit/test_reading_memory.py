@@ -149,7 +149,7 @@ def test_a_reader_takes_the_room_of_fetches_ahead_that_have_not_begun() -> None:
     store.gated = lambda info, _start: info.key.startswith("queued")
     store.gate.clear()
     with reading(store, memory=8 * MiB, threads=3) as files:
-        assert fill_ahead(files, "queued") >= 16
+        assert fill_ahead(files, "queued") >= 12  # three quarters
         check(files.open(info("wanted", files.block), nothing_follows), 0, MiB)
 
 
@@ -210,3 +210,21 @@ def test_a_fetch_ahead_that_a_reader_joined_is_used() -> None:
         store.gate.set()
         until(lambda: files.counters().misses == 1)
         assert files.counters().fresh_bytes == 0
+
+
+def test_want_of_memory_gives_up_what_is_resident_and_the_read_is_tried_again() -> None:
+    """Else a mount whose limit is reached would refuse some reads for good."""
+    store = FakeStore()
+
+    def starve(_info: ObjectInfo, _start: int) -> OptfsError | None:
+        if files.counters().resident_bytes > MiB:
+            raise MemoryError
+        return None
+
+    with reading(store) as files:
+        for number in range(3):
+            check(files.open(info(f"resident-{number}", MiB), nothing_follows), 0, MiB)
+        assert files.counters().resident_bytes == 3 * MiB
+        store.fail = starve
+        check(files.open(info("wanted", MiB), nothing_follows), 0, MiB)
+        assert files.counters().resident_bytes == MiB

@@ -1,5 +1,6 @@
 """The pool of threads: what it does with failures of jobs, and where it finds no memory."""
 
+import _thread
 import logging
 import threading
 from collections.abc import Callable, Iterator
@@ -7,7 +8,8 @@ from functools import partial
 
 import pytest
 
-from optfs import workers
+from optfs import threads, workers
+from optfs.threads import StartedThread
 from optfs.workers import Priority, WorkerPool
 
 LIMIT = 30.0  # seconds a loaded machine may take to get somewhere
@@ -107,22 +109,52 @@ def test_a_failure_that_finds_no_memory_to_be_logged_ends_no_thread(pool: Worker
 def test_without_memory_for_a_thread_the_others_run_the_job(error: type[Exception], monkeypatch: pytest.MonkeyPatch) -> None:
     """Where there is none, the job is refused: it won't run later on, for whoever handed it over was told so."""
 
-    def fail(_thread: threading.Thread) -> None:
+    def fail(*_: object) -> StartedThread:
         raise error("no memory")
 
     pool = WorkerPool("test", 2, reserve=0)
     refused = threading.Event()
     with monkeypatch.context() as starved:
-        starved.setattr(threading.Thread, "start", fail)
-        assert not pool.submit(refused.set, Priority.DEMAND)
+        starved.setattr(workers, "StartedThread", fail)
+        with pytest.raises(MemoryError):
+            pool.submit(refused.set, Priority.DEMAND)
     run(pool)
     leave = threading.Event()
     assert pool.submit(partial(_wait, leave), Priority.DEMAND)
     with monkeypatch.context() as starved:
-        starved.setattr(threading.Thread, "start", fail)
+        starved.setattr(workers, "StartedThread", fail)
         done = threading.Event()
         assert pool.submit(done.set, Priority.DEMAND)
         leave.set()
         assert done.wait(LIMIT)
     assert pool.close(LIMIT)
     assert not refused.is_set()
+
+
+def test_a_thread_that_finds_no_memory_to_begin_holds_up_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It ends without a word: neither who starts it nor who needs the pool waits for it for ever."""
+    pool = WorkerPool("test", 2, reserve=0)
+    leave = threading.Event()
+    assert pool.submit(partial(_wait, leave), Priority.DEMAND)
+    with monkeypatch.context() as starved:
+        starved.setattr(threads, "BEGINS", 0.2)
+        starved.setattr(StartedThread, "_main", lambda _thread: None)
+        done = threading.Event()
+        assert pool.submit(done.set, Priority.DEMAND)
+    leave.set()
+    assert done.wait(LIMIT)
+    run(pool)
+    assert pool.close(LIMIT)
+
+
+def test_a_thread_that_begins_after_it_was_given_up_runs_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever started it was told that it won't."""
+    late: list[Callable[[], None]] = []
+    ran = threading.Event()
+    with monkeypatch.context() as slow:
+        slow.setattr(threads, "BEGINS", 0.01)
+        slow.setattr(_thread, "start_new_thread", lambda main, _arguments: late.append(main))
+        with pytest.raises(MemoryError):
+            StartedThread(ran.set, "late")
+    late[0]()
+    assert not ran.is_set()
