@@ -41,6 +41,9 @@ SMALLEST = MiB
 _CLOSE_LIMIT = 5.0
 """Seconds that `close` waits for the writer: `umount` must not hang on a dead disk."""
 
+_ITS_OWN = frozenset({errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENXIO})
+"""Failures to open that say something about this block alone: a link, a socket, or closed to this user."""
+
 _OURS = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})
 """Failures to open that say nothing about the block: this process or machine has come to its limits."""
 
@@ -204,21 +207,22 @@ class DiskCache:
             return None
         except OSError as error:
             if error.errno not in _OURS:
-                self._drop(folder, name, str(error.strerror))
+                self._drop(folder, name, str(error.strerror), disk=error.errno not in _ITS_OWN)
             return None
         if data is None:
-            self._drop(folder, name, "its checksum or its identity is wrong")
+            self._drop(folder, name, "its checksum or its identity is wrong", disk=False)
             return None
         self._reading.works()
         self._handover.note_use(name, self._clock(), self._wall())
         return data
 
-    def _drop(self, folder: Folder, name: str, reason: str) -> None:
+    def _drop(self, folder: Folder, name: str, reason: str, *, disk: bool) -> None:
+        """Remove a damaged block; `disk`: whether the disk may be what failed. One that can't be removed stays, as a miss."""
         try:
             folder.unlink(name)
         except OSError as error:
-            # Neither readable nor removable: not this block's damage but the disk's.
-            self._reading.failed(f"{folder.path}: {error.strerror}")
+            if disk:  # neither readable nor removable: not this block's damage but the disk's
+                self._reading.failed(f"{folder.path}: {error.strerror}")
         self._handover.note_gone(name)
         with self._lock:
             self._damaged += 1

@@ -8,6 +8,7 @@ Rules:
 - Blocks are opened relative to a shard's descriptor with O_NOFOLLOW, so that no symbolic link is followed, to read or to write.
 - A block is written to `<name>.tmp` in its shard and renamed: a name either holds a whole block or, after a crash of the machine, something
   that fails its checksum. Nothing is synced.
+- Where a directory has the name of a file that goes, it is moved to `blocks-v1/aside-…` and left there: nobody knows what it holds.
 - The temporary name follows from the block's, so that what a killed process left is overwritten rather than gathered; and while somebody
   writes a block, nobody else does: two would rename one another's halves.
 
@@ -124,7 +125,11 @@ class Folder:
             # Whoever was stopped for a while may find that it was taken for dead, and that the name is another one's by now.
             if not self._is(temporary, fd):
                 return False
-            os.rename(temporary, name, src_dir_fd=shard, dst_dir_fd=shard)
+            try:
+                os.rename(temporary, name, src_dir_fd=shard, dst_dir_fd=shard)
+            except IsADirectoryError:
+                self.unlink(name)
+                os.rename(temporary, name, src_dir_fd=shard, dst_dir_fd=shard)
         except FileNotFoundError:
             return False
         except OSError:
@@ -148,7 +153,7 @@ class Folder:
 
         """
         try:
-            os.unlink(name, dir_fd=self._shard(name))
+            self._remove(name, self._shard(name))
         except FileNotFoundError:
             return False
         return True
@@ -156,7 +161,7 @@ class Folder:
     def unlink_in(self, shard: int, name: str) -> bool:
         """Remove whatever has this name in a shard, if that can be done; return whether it was."""
         try:
-            os.unlink(name, dir_fd=self._shards[shard])
+            self._remove(name, self._shards[shard])
         except OSError:
             return False
         return True
@@ -164,6 +169,12 @@ class Folder:
     def statvfs(self) -> os.statvfs_result:
         """Return what the file system says of its space."""
         return os.fstatvfs(self.fd)
+
+    def _remove(self, name: str, parent: int) -> None:
+        try:
+            os.unlink(name, dir_fd=parent)
+        except IsADirectoryError:
+            os.rename(name, f"aside-{name}-{os.urandom(4).hex()}", src_dir_fd=parent, dst_dir_fd=self.fd)
 
     def _shard(self, name: str) -> int:
         return self._shards[SHARDS.index(name[0])]

@@ -10,8 +10,8 @@ its counters kept by triggers, least-recently-used order and transactions. It is
 
 Rules:
 - Rows come before files and go after them, so that the rows' sum is never less than what lies on the disk; evicted files are removed
-  inside the transaction that removes their rows. A row whose file is yet to come isn't evicted: its room is promised. A row is forgotten
-  only where its file is missing: another process may have written it anew.
+  inside the transaction that removes their rows. A row whose file is yet to come isn't evicted: its room is promised; nor is one whose
+  file is immutable. A row is forgotten only where its file is missing: another process may have written it anew.
 - `expire_time` is when a promise ends, NULL once the file has come. It saves `promised` from looking for every file; whether a file is there
   decides.
 - No WAL and no memory map: with either, somebody who cuts the file kills the process (SIGBUS).
@@ -209,19 +209,19 @@ class BlockIndex(diskcache.Cache):  # type: ignore[misc]  # diskcache has no typ
             How many bytes were freed, and how many blocks went.
 
         Raises:
-            OSError: a file can't be removed.
+            OSError: the disk fails.
 
         """
-        freed = gone = promised = 0
+        freed = gone = passed = 0
         while freed < wanted:
             # Those that are passed over stay the first in this order.
             query = "SELECT rowid, key, size, store_time FROM Cache ORDER BY access_time, rowid LIMIT ? OFFSET ?"
-            victims = self._sql(query, (_VICTIMS, promised)).fetchall()
+            victims = self._sql(query, (_VICTIMS, passed)).fetchall()
             if not victims:
                 break
             for rowid, name, size, stored in victims:
-                if parse_name(name) and not self._folder.unlink(name) and abs(now - stored) <= IN_FLIGHT:
-                    promised += 1
+                if parse_name(name) and self._stays(name, promised=abs(now - stored) <= IN_FLIGHT):
+                    passed += 1
                     continue
                 self._sql("DELETE FROM Cache WHERE rowid = ?", (rowid,))
                 freed += size
@@ -250,6 +250,13 @@ class BlockIndex(diskcache.Cache):  # type: ignore[misc]  # diskcache has no typ
         self._sql("UPDATE Settings SET value = (SELECT COUNT(*) FROM Cache) WHERE key = 'count'")
         if not self.rows():  # new, or emptied by damage: there may be files all the same
             self._sql("PRAGMA user_version = 0").fetchall()
+
+    def _stays(self, name: str, *, promised: bool) -> bool:
+        """Remove a block's file; return whether its row must stay: the file is immutable, or is yet to come."""
+        try:
+            return not self._folder.unlink(name) and promised
+        except PermissionError:
+            return True
 
     def _add(self, name: str, cost: int, at: float, promised_until: float | None) -> None:
         self.set(name, cost)

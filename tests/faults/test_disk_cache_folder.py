@@ -15,7 +15,7 @@ import pytest
 
 from optfs.cache.folder import BLOCKS
 from optfs.cache.maintenance import verify_cache
-from optfs.values import KiB
+from optfs.values import KiB, MiB
 from tests.support.caches import ALL, KEYS, NONE, WAIT, HandClock, block_key, file_of, fill, held, index_of, make_cache, warnings
 
 
@@ -94,6 +94,109 @@ def test_a_fifo_in_place_of_a_block_does_not_hang(filled: Path) -> None:
     os.mkfifo(path)
     assert held(cache, KEYS[0]) == [False]
     assert not path.exists()
+    cache.close()
+
+
+def plant_directory(path: Path) -> None:
+    """Put a directory with something in it where a file is or would be."""
+    path.unlink(missing_ok=True)
+    path.mkdir()
+    (path / "inside").write_text("precious")
+
+
+def kept_aside(folder: Path) -> list[str]:
+    """Return what lies in the directories that were put aside."""
+    return [path.read_text() for path in (folder / BLOCKS).glob("aside-*/inside")]
+
+
+def test_a_directory_in_place_of_a_block_costs_that_block_alone(filled: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """It is put aside with what it holds; all other blocks stay readable, and the block is stored again. One warning."""
+    cache = make_cache(filled)
+    assert cache.flush(WAIT)
+    size = cache.stats().size
+    plant_directory(file_of(filled, KEYS[0]))
+    assert held(cache, *KEYS) == [False, *ALL[1:]]
+    assert cache.flush(WAIT)
+    fill(cache, KEYS[0])
+    assert held(cache, *KEYS) == ALL
+    assert (cache.stats().state, cache.stats().size) == ("on", size)
+    assert kept_aside(filled) == ["precious"]
+    assert len(warnings(caplog)) == 1
+    cache.close()
+
+
+def test_directories_in_the_way_of_a_write_are_put_aside(filled: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Those with the name of the block, and of its temporary file."""
+    cache = make_cache(filled)
+    assert cache.flush(WAIT)
+    path = file_of(filled, block_key(100))
+    plant_directory(path)
+    plant_directory(path.with_name(path.name + ".tmp"))
+    fill(cache, block_key(100))
+    assert held(cache, *KEYS, block_key(100)) == [*ALL, True]
+    assert kept_aside(filled) == ["precious"] * 2
+    assert not warnings(caplog)
+    cache.close()
+
+
+def test_a_directory_in_place_of_a_block_does_not_hinder_eviction(filled: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """It goes as the block would."""
+    plant_directory(file_of(filled, KEYS[0]))
+    cache = make_cache(filled, limit=2 * MiB, wall=HandClock(2_000_000.0))
+    new = [block_key(number) for number in range(100, 130)]
+    for key in new:
+        fill(cache, key)
+    assert held(cache, *KEYS[:2], new[-1]) == [False, False, True]
+    assert kept_aside(filled) == ["precious"]
+    assert not warnings(caplog)
+    cache.close()
+
+
+def test_an_immutable_damaged_block_costs_that_block_alone(
+    filled: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What can't be removed stays, as a miss and counted; all others stay readable, and eviction passes it over. One warning."""
+    wall = HandClock(2_000_000.0)
+    cache = make_cache(filled, limit=2 * MiB, wall=wall)
+    assert cache.flush(WAIT)
+    path = file_of(filled, KEYS[0])
+    os.truncate(path, 1000)
+    real = os.unlink
+
+    def unlink(name: str, **where: int) -> None:
+        if name == path.name:
+            raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+        real(name, **where)
+
+    monkeypatch.setattr(os, "unlink", unlink)
+    for _ in range(2):
+        assert held(cache, *KEYS) == [False, *ALL[1:]]
+        fill(cache, KEYS[0])
+    wall.now += 1000
+    new = [block_key(number) for number in range(100, 130)]
+    for key in new:
+        fill(cache, key)
+    assert held(cache, *KEYS[:2], new[-1]) == [False, False, True]
+    assert (cache.stats().state, path.exists()) == ("on", True)
+    assert len(warnings(caplog)) == 1
+    cache.close()
+
+
+def test_damaged_blocks_of_a_read_only_disk_cost_no_others(filled: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither a changed block nor a link in place of one: the disk can be read."""
+    cache = make_cache(filled)
+    assert cache.flush(WAIT)
+    os.truncate(file_of(filled, KEYS[0]), 1000)
+    file_of(filled, KEYS[1]).unlink()
+    file_of(filled, KEYS[1]).symlink_to(file_of(filled, KEYS[2]))
+
+    def unlink(_name: str, **_where: int) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "unlink", unlink)
+        for _ in range(2):
+            assert held(cache, *KEYS) == [False, False, *ALL[2:]]
     cache.close()
 
 

@@ -1,5 +1,6 @@
 """`optfs cache info|clear|verify`, and the sweep at the start, while mounts use the folder."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -55,6 +56,25 @@ def test_verify_drops_what_is_damaged_and_only_that(tmp_path: Path) -> None:
     assert verify_cache(tmp_path) == VerifyReport(checked=3, damaged=0, orphans=0, rows=0)
     assert held(cache, *KEYS) == [False] * 3 + [True] * 3
     assert cache.stats().damaged == 0
+    cache.close()
+
+
+def test_verify_and_clear_put_a_directory_in_place_of_a_block_aside(tmp_path: Path) -> None:
+    """It is damage once, and what it holds stays."""
+    cache = make_cache(tmp_path)
+    fill(cache, *KEYS)
+    commands: list[Callable[[Path], object]] = [verify_cache, clear_cache]
+    for number, command in enumerate(commands):
+        path = file_of(tmp_path, KEYS[number])
+        path.unlink()
+        path.mkdir()
+        (path / "inside").write_text("precious")
+        command(tmp_path)
+        assert not path.exists()
+        assert len(list((tmp_path / BLOCKS).glob("aside-*/inside"))) == number + 1
+        assert verify_cache(tmp_path).damaged == 0
+    fill(cache, *KEYS)
+    assert held(cache, *KEYS) == [True] * len(KEYS)
     cache.close()
 
 
