@@ -4,7 +4,8 @@
 two versions of the program don't disturb each other.
 
 Rules:
-- `blocks-v1` and its shards are real folders, owned by this user, closed to others. One that others may write to is refused.
+- `blocks-v1` and its shards are real folders, owned by this user, closed to others. One that others may write to is refused,
+  at opening and, by the writer, before each batch.
 - Blocks are opened relative to a shard's descriptor with O_NOFOLLOW, so that no symbolic link is followed, to read or to write.
 - A block is written to `<name>.tmp` in its shard and renamed: a name either holds a whole block or, after a crash of the machine, something
   that fails its checksum. Nothing is synced.
@@ -71,6 +72,18 @@ class Folder:
             )
         except OSError:
             return True
+
+    def check(self) -> None:
+        """Check anew what was checked at opening: whose the folders are, and who may write to them.
+
+        Raises:
+            ConfigError: the folder isn't this user's own any more.
+            OSError: the disk fails.
+
+        """
+        _check_parent(self.path.parent, self.path.parent.stat())
+        for name, fd in zip(("", *SHARDS), (self.fd, *self._shards), strict=True):
+            _check_own(self.path / name, os.fstat(fd))
 
     def names(self, shard: int) -> list[str]:
         """Return the names in a shard."""
@@ -192,11 +205,7 @@ def open_folder(cache_dir: Path) -> Folder:
         cache_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
     parent = _open_directory(cache_dir, None)
     try:
-        found = os.fstat(parent)
-        if found.st_uid not in {os.geteuid(), 0} and os.geteuid() != 0:
-            raise ConfigError(f"the cache folder {cache_dir} belongs to another user: choose another --cache-dir")
-        if found.st_mode & 0o022 and not found.st_mode & stat.S_ISVTX:
-            raise ConfigError(f"others may write to the cache folder {cache_dir}: chmod go-w it, or choose another --cache-dir")
+        _check_parent(cache_dir, os.fstat(parent))
         path = cache_dir / BLOCKS
         fd = _own_directory(path, parent)
     finally:
@@ -261,12 +270,23 @@ def _own_directory(path: Path, parent: int) -> int:
 
 def _make_private(path: Path, fd: int) -> None:
     found = os.fstat(fd)
+    _check_own(path, found)
+    if found.st_mode & 0o077:
+        os.fchmod(fd, 0o700)
+
+
+def _check_parent(path: Path, found: os.stat_result) -> None:
+    if found.st_uid not in {os.geteuid(), 0} and os.geteuid() != 0:
+        raise ConfigError(f"the cache folder {path} belongs to another user: choose another --cache-dir")
+    if found.st_mode & 0o022 and not found.st_mode & stat.S_ISVTX:
+        raise ConfigError(f"others may write to the cache folder {path}: chmod go-w it, or choose another --cache-dir")
+
+
+def _check_own(path: Path, found: os.stat_result) -> None:
     if found.st_uid != os.geteuid():
         raise ConfigError(f"the cache folder {path} belongs to another user: choose another --cache-dir")
     if found.st_mode & 0o022:
         raise ConfigError(f"others may write to the cache folder {path}: remove it, or choose another --cache-dir")
-    if found.st_mode & 0o077:
-        os.fchmod(fd, 0o700)
 
 
 def _is_directory(name: str, parent: int) -> bool:

@@ -167,9 +167,15 @@ class Writer:
 
     def _ready(self) -> tuple[Folder, BlockIndex]:
         folder = self.folder
-        if folder is None or folder.gone():
-            self._close_index()
-            self.folder = folder = open_folder(self._cache_dir)
+        try:
+            if folder is None or folder.gone():
+                self._close_index()
+                self.folder = folder = open_folder(self._cache_dir)
+            else:
+                folder.check()
+        except ConfigError:
+            self.folder = None  # blocks may be another's: nothing is read, either
+            raise
         if self._index is not None and self._index.replaced:
             self._close_index()
         if self._index is None:

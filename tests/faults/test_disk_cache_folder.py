@@ -223,6 +223,42 @@ def test_a_parent_that_others_may_write_to_is_not_used(filled: Path, caplog: pyt
     works_not(filled, caplog, "others may write")
 
 
+@pytest.mark.parametrize("which", ["", BLOCKS, f"{BLOCKS}/a"])
+def test_a_folder_that_others_may_write_to_while_running_is_not_used(filled: Path, which: str, caplog: pytest.LogCaptureFixture) -> None:
+    """From the next write on nothing is written or read, with one warning; once it is mended all works again."""
+    clock = HandClock()
+    cache = make_cache(filled, clock=clock)
+    assert cache.flush(WAIT)
+    (filled / which).chmod(0o777)
+    for _ in range(2):
+        fill(cache, block_key(100))
+        assert not file_of(filled, block_key(100)).exists()
+        assert held(cache, *KEYS) == NONE
+        assert "others may write" in cache.stats().state
+        clock.now += 31
+    assert len(warnings(caplog)) == 1
+    (filled / which).chmod(0o700)
+    fill(cache, block_key(100))
+    assert held(cache, *KEYS, block_key(100)) == [*ALL, True]
+    assert cache.stats().state == "on"
+    assert len(warnings(caplog)) == 1
+    cache.close()
+
+
+def test_a_folder_that_becomes_another_users_while_running_is_not_used(
+    filled: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its owner could plant blocks."""
+    cache = make_cache(filled)
+    assert cache.flush(WAIT)
+    other = os.geteuid() + 1
+    monkeypatch.setattr(os, "geteuid", lambda: other)
+    fill(cache, block_key(100))
+    assert held(cache, *KEYS, block_key(100)) == [*NONE, False]
+    assert ["another user" in each for each in warnings(caplog)] == [True]
+    cache.close()
+
+
 def test_a_folder_that_others_may_only_read_is_closed_to_them(filled: Path) -> None:
     """0755 becomes 0700."""
     (filled / BLOCKS).chmod(0o755)
