@@ -179,6 +179,16 @@ class Folder:
             return False
         return True
 
+    def unlink_beside(self, name: str) -> None:
+        """Remove whatever has this name beside the shards, if anything.
+
+        Raises:
+            OSError: the disk fails.
+
+        """
+        with contextlib.suppress(FileNotFoundError):
+            self._remove(name, self.fd)
+
     def statvfs(self) -> os.statvfs_result:
         """Return what the file system says of its space."""
         return os.fstatvfs(self.fd)

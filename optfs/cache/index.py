@@ -147,6 +147,8 @@ class BlockIndex(diskcache.Cache):  # type: ignore[misc]  # diskcache has no typ
                     raise
                 if not is_busy(cause) or time.monotonic() > until:
                     raise cause from None
+            except (TypeError, ValueError) as error:  # a row or a total of the wrong kind
+                raise sqlite3.DatabaseError("the index is damaged") from error
             time.sleep(random.uniform(0.001, 0.02))  # noqa: S311 - jitter, not a secret
 
     def used(self) -> int:
@@ -241,14 +243,14 @@ class BlockIndex(diskcache.Cache):  # type: ignore[misc]  # diskcache has no typ
             (rowid,) for rowid, name in self._sql("SELECT rowid, key FROM Cache") if not isinstance(name, str) or not parse_name(name)
         ]
         self._con.executemany("DELETE FROM Cache WHERE rowid = ?", foreign)
-        self._sql(
+        wrong = self._sql(
             "DELETE FROM Cache WHERE raw IS NOT 1 OR mode IS NOT ? OR typeof(size) != 'integer' OR size <= 0"
             " OR typeof(access_time) != 'real' OR typeof(store_time) != 'real'",
             (_BINARY,),
         )
         self._sql("UPDATE Settings SET value = (SELECT COALESCE(SUM(size), 0) FROM Cache) WHERE key = 'size'")
         self._sql("UPDATE Settings SET value = (SELECT COUNT(*) FROM Cache) WHERE key = 'count'")
-        if not self.rows():  # new, or emptied by damage: there may be files all the same
+        if foreign or wrong.rowcount or not self.rows():  # new, or rows lost by damage: there may be files all the same
             self._sql("PRAGMA user_version = 0").fetchall()
 
     def _stays(self, name: str, *, promised: bool) -> bool:
@@ -310,8 +312,7 @@ def remove_index(folder: Folder) -> None:
 
     """
     for suffix in ("", "-journal", "-wal", "-shm"):
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(INDEX + suffix, dir_fd=folder.fd)
+        folder.unlink_beside(INDEX + suffix)
 
 
 def is_busy(error: sqlite3.Error) -> bool:
@@ -322,20 +323,20 @@ def is_busy(error: sqlite3.Error) -> bool:
 def is_damage(error: sqlite3.Error) -> bool:
     """Tell whether the index itself is broken, rather than held by others or on a failing disk."""
     code = _code(error)
-    return code in _DAMAGE or (code is None and not isinstance(error, sqlite3.OperationalError))
+    return code is None or code in _DAMAGE
 
 
 def _code(error: sqlite3.Error) -> int | None:
-    code = getattr(error, "sqlite_errorcode", None)  # missing where Python's own checks raised
+    code = getattr(error, "sqlite_errorcode", None)  # missing where Python's own checks raised: of text that isn't UTF-8, say
     return code & 0xFF if isinstance(code, int) else None
 
 
 def _prepare(folder: Folder) -> int:
-    """Make sure that SQLite follows no link and makes no file that others may read; return the file's inode."""
+    """Make sure that SQLite meets files alone, no links, and makes none that others may read; return the file's inode."""
     for name in (INDEX, INDEX + "-journal", INDEX + "-wal", INDEX + "-shm"):
         with contextlib.suppress(FileNotFoundError):
-            if stat.S_ISLNK(os.stat(name, dir_fd=folder.fd, follow_symlinks=False).st_mode):
-                os.unlink(name, dir_fd=folder.fd)
+            if not stat.S_ISREG(os.stat(name, dir_fd=folder.fd, follow_symlinks=False).st_mode):
+                folder.unlink_beside(name)
     fd = os.open(INDEX, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=folder.fd)
     try:
         return os.fstat(fd).st_ino

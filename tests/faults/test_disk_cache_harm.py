@@ -211,6 +211,61 @@ def test_a_broken_index_is_made_anew_with_all_blocks_in_it(filled: Path, harm: C
     cache.close()
 
 
+@pytest.mark.parametrize(
+    "harm",
+    [
+        "UPDATE Settings SET value = 'x' WHERE key = 'size'",
+        "UPDATE Settings SET value = NULL WHERE key = 'size'",
+        "DELETE FROM Settings WHERE key = 'size'",
+        "UPDATE Cache SET store_time = NULL WHERE rowid = 1",
+        "UPDATE Cache SET key = CAST(x'ff' || substr(key, 2) AS TEXT) WHERE rowid = 1",
+    ],
+)
+def test_values_of_a_wrong_kind_in_the_index_are_damage(filled: Path, harm: str, caplog: pytest.LogCaptureFixture) -> None:
+    """While the mount runs, too: one warning at most, no block is lost, and after a while blocks are stored again."""
+    clock = HandClock()
+    cache = make_cache(filled, clock=clock, limit=MiB)
+    assert cache.flush(WAIT)
+    with contextlib.closing(sqlite3.connect(index_of(filled))) as connection:
+        connection.execute(harm)
+        connection.commit()
+    fill(cache, block_key(100))
+    assert held(cache, *KEYS) == ALL
+    for number in range(101, 121):
+        clock.now += 31
+        fill(cache, block_key(number))
+        assert disk_usage(filled / BLOCKS) <= MiB
+    assert held(cache, block_key(120)) == [True]
+    assert cache.stats().state == "on"
+    assert len(warnings(caplog)) <= 1
+    cache.close()
+    assert verify_cache(filled).orphans == 0
+
+
+@pytest.mark.parametrize("running", [True, False])
+@pytest.mark.parametrize("suffix", ["", "-journal"])
+def test_a_directory_in_place_of_the_index_is_put_aside(filled: Path, suffix: str, running: bool, caplog: pytest.LogCaptureFixture) -> None:
+    """Before the start or while the mount runs: the index is made anew with all blocks in it, and the directory stays. One warning at most."""
+    clock = HandClock()
+    if running:
+        cache = make_cache(filled, clock=clock)
+        assert cache.flush(WAIT)
+    path = index_of(filled).with_name("cache.db" + suffix)
+    path.unlink(missing_ok=True)
+    path.mkdir()
+    (path / "inside").write_text("precious")
+    if not running:
+        cache = make_cache(filled, clock=clock)
+    fill(cache, block_key(100))
+    clock.now += 31
+    fill(cache, block_key(100))
+    assert held(cache, *KEYS, block_key(100)) == [*ALL, True]
+    assert [path.read_text() for path in (filled / BLOCKS).glob("aside-*/inside")] == ["precious"]
+    assert cache.stats().state == "on"
+    assert len(warnings(caplog)) <= 1
+    cache.close()
+
+
 def test_an_index_removed_while_running_is_made_anew(filled: Path) -> None:
     """The next block that is stored goes into a new index, with the older ones."""
     cache = make_cache(filled)
