@@ -62,7 +62,11 @@ class CredentialSource(Protocol):
         """Tell that a store refused `credential`, and return a newer one.
 
         Forces one renewal, single-flight: if `credential` is no longer the held one, the held one is returned without a renewal.
-        Raises as `current` does; also CredentialRejected when the credential is itself the fruit of a renewal just forced (no second one
-        is made for it at once).
+        Raises as `current` does; also CredentialRejected when the credential is itself the fruit of a renewal just forced that no store has
+        accepted (no second one is made for it at once).
         """
+        ...
+
+    def accept(self, credential: Credential) -> None:
+        """Tell that a store accepted `credential`, which `reject` returned. It needn't be told of others."""
         ...

@@ -8,8 +8,8 @@ Rules:
 
 - `current` returns at once while the held credential is usable. Otherwise it waits for the thread.
 - `reject` asks for a renewal unless the credential is no longer the held one. Of many readers who reject the same credential the first one
-  starts the renewal and all wait for it. A credential that was itself forced within the last `FORCED_AGAIN` seconds is not renewed once
-  more: the store refuses what is fresh, so CredentialRejected is raised.
+  starts the renewal and all wait for it. What was itself made by force and never accepted since (`accept`) is renewed again after a pause
+  only, as after a failure (`schedule.pause`); during it CredentialRejected is raised, as the store refuses what is fresh.
 - After a failure those who wait get the failure at once, and the next try comes after a pause; who comes meanwhile, or during that try,
   gets the failure too. To them an API that fails is missing access (NotRenewed).
 - Each change of state is logged once: renewal fails, renewal works again.
@@ -32,9 +32,6 @@ from optfs.errors import AccessError, CredentialRejected, DeadlineExceeded, NotR
 from optfs.values import AccountRoot, Clock, Provider
 
 logger = logging.getLogger(__name__)
-
-FORCED_AGAIN = 5.0
-"""Seconds after a forced renewal during which its fruit isn't renewed by force once more."""
 
 REST = 1.0
 """Seconds after what isn't foreseen: it may be raised again at once."""
@@ -110,7 +107,7 @@ class RenewingSource:
         # Guarded by _changed: all below. Invariant: _term belongs to _grant, and both are None before the first grant only.
         self._grant: Grant | None = None
         self._term: schedule.Term | None = None
-        self._forced_at: float | None = None  # when _grant was made, if it was by force
+        self._unproven: schedule.Setback | None = None  # credentials in a row that no store accepted, if _grant was made by force
         self._wanted = False
         self._force_next = False
         self._running = False
@@ -171,7 +168,7 @@ class RenewingSource:
                 if self._usable(now):
                     return self._grant.credential
                 return self._await(timeout, None)
-            if self._forced_at is not None and now - self._forced_at < FORCED_AGAIN:
+            if self._unproven is not None and now < self._unproven.retry_at(self._unproven.at):
                 raise CredentialRejected(
                     "the service refuses credentials that were just renewed; check that the token's user has access to the export"
                 )
@@ -179,6 +176,12 @@ class RenewingSource:
                 self._guess = self._guess.rejected(now - self._term.start)
             self._force_next = True
             return self._await(timeout, credential)
+
+    def accept(self, credential: Credential) -> None:
+        """Tell that a store accepted what `reject` returned; see the protocol."""
+        with self._changed:
+            if self._grant is not None and self._grant.credential is credential:
+                self._unproven = None
 
     def status(self) -> RenewalStatus:
         """Return what `optfs status` shows."""
@@ -319,14 +322,17 @@ class RenewingSource:
                 guess = guess.lived()
             seconds = min(seconds, guess.bound)
         term = schedule.term(started, seconds, self._dice.random())
-        forced_at = self._clock() if forced else None
+        unproven = None
+        if forced:
+            count = 2 if self._unproven is None else self._unproven.count + 1  # the first is the one that was rejected
+            unproven = schedule.Setback(count, self._clock(), self._dice.random())
         refreshed = self._wall_clock()
         renewals = self._renewals + 1
         # All or nothing: from here on nothing is raised.
         self._grant = grant
         self._term = term
         self._guess = guess
-        self._forced_at = forced_at
+        self._unproven = unproven
         self._force_next = False
         # Whoever waits is served by this grant; without this, those who came during the request would cause another one.
         self._wanted = False

@@ -8,7 +8,8 @@ Rules:
 - A try that the deadline would cut off isn't made. When time runs out, the last failure is raised if the service did answer, as it says
   more; DeadlineExceeded if there was only silence.
 - A read goes on where it broke off: what has arrived of a pinned version is right. Only tries in a row that brought no byte are counted.
-- A rejected credential is renewed once an operation (`CredentialSource.reject` lets many who were refused share one renewal).
+- A rejected credential is renewed once (`CredentialSource.reject` lets many who were refused share one renewal). If the next is rejected
+  before it brought anything, the operation ends; once it has, it is told to be accepted, and may be renewed in its turn.
 - Each change of state is logged once: the store fails, the store works again.
 
 Lock: `_state_lock` guards `_failing`, a leaf. No lock is held over a request or a pause.
@@ -21,7 +22,7 @@ import time
 from collections.abc import Callable
 from typing import NoReturn
 
-from optfs.credentials.protocol import CredentialSource
+from optfs.credentials.protocol import Credential, CredentialSource
 from optfs.errors import (
     Abandoned,
     AccessDenied,
@@ -94,6 +95,7 @@ class RetryingStore:
             except OptfsError as error:
                 tries.failed(error, progressed=False)
             else:
+                tries.accepted()
                 self._works()
                 return page
 
@@ -102,7 +104,7 @@ class RetryingStore:
         tries = _Tries(self, deadline)
         filled = 0
         while True:
-            told = _Told(filled, progress)
+            told = _Told(filled, progress, tries)
             try:
                 self._store.read_into(info, start + filled, buffer[filled:], told, deadline)
             except OptfsError as error:
@@ -119,13 +121,18 @@ class RetryingStore:
         """Close idle connections."""
         self._store.close()
 
-    def renew(self, error: RejectedCredential, deadline: Deadline) -> None:
-        """Have a rejected credential replaced; raise what says that it can't be."""
+    def renew(self, error: RejectedCredential, deadline: Deadline) -> Credential:
+        """Return what replaces a rejected credential; raise what says that nothing does."""
         try:
-            self._source.reject(error.credential, max(LEAST, deadline.remaining()))
+            renewed = self._source.reject(error.credential, max(LEAST, deadline.remaining()))
         except OptfsError as failure:
             self.give_up(failure)
         self._counters.renewal()
+        return renewed
+
+    def accept(self, credential: Credential) -> None:
+        """Tell that what `renew` returned is accepted."""
+        self._source.accept(credential)
 
     def wait(self, error: ServiceError, tries: int, deadline: Deadline) -> None:
         """Pause before the next try, or raise why none is made."""
@@ -171,8 +178,14 @@ class _Tries:
         self._deadline = deadline
         self._fruitless = 0
         self._invalid = 0  # of those, answers that weren't the service's
-        self._renewed = False
+        self._renewed: Credential | None = None  # not known to be accepted yet
         self._answered: ServiceError | None = None  # the last failure that the service itself told of
+
+    def accepted(self) -> None:
+        """Note that the service gave something."""
+        if self._renewed is not None:
+            self._store.accept(self._renewed)
+            self._renewed = None
 
     def failed(self, error: OptfsError, *, progressed: bool) -> None:
         """Return when another try is to be made; raise otherwise."""
@@ -183,11 +196,10 @@ class _Tries:
                 self._store.note(error)
             raise Abandoned("nobody waits for it any more")
         if isinstance(error, RejectedCredential):
-            if self._renewed:
+            if self._renewed is not None:
                 message = "the service refuses credentials that were just renewed; check that the token's user has access to the export"
                 self._store.give_up(AccessDenied(message, detail=error.detail))
-            self._renewed = True
-            self._store.renew(error, self._deadline)
+            self._renewed = self._store.renew(error, self._deadline)
             return
         if isinstance(error, DeadlineExceeded) and self._answered is not None:
             self._store.give_up(self._answered)
@@ -203,13 +215,15 @@ class _Tries:
 
 
 class _Told:
-    """Passes progress on, counted from the start of the whole buffer."""
+    """Passes progress on, counted from the start of the whole buffer; whoever gives bytes accepts the credential."""
 
-    def __init__(self, base: int, progress: Progress) -> None:
+    def __init__(self, base: int, progress: Progress, tries: _Tries) -> None:
         self._base = base
         self._progress = progress
+        self._tries = tries
         self.filled = base
 
     def __call__(self, filled: int) -> None:
+        self._tries.accepted()
         self.filled = self._base + filled
         self._progress(self.filled)

@@ -182,6 +182,19 @@ def test_credentials_that_expire_within_a_read(both: tuple[Ground, Fresh], provi
     assert [entry.key for entry in services.requests.entries("credentials")] == [provider]
 
 
+@pytest.mark.parametrize("provider", PROVIDERS)
+def test_credentials_that_end_in_quick_succession(both: tuple[Ground, Fresh], provider: str) -> None:
+    """Nobody notices: each was accepted before it ended, so each is renewed."""
+    ready, fresh = both
+    ready.services.requests.clear()
+    for _ in range(4):
+        ready.services.expire_credentials()
+        got = read(fresh.paths(ready)[provider])
+        assert (got.content, got.errno) == (CONTENT, 0)
+    assert ready.services.requests.count("credentials") == 4
+    assert ready.warnings() == []
+
+
 EARLY: dict[str, tuple[str, Answer]] = {
     "ExpiredToken": ("s3", Answer(400, b"<Error><Code>ExpiredToken</Code></Error>")),
     "InvalidAccessKeyId": ("s3", Answer(403, b"<Error><Code>InvalidAccessKeyId</Code></Error>")),

@@ -40,6 +40,7 @@ class HeldSource:
         self._make = make
         self.held = make()
         self.rejected: list[Credential] = []
+        self.accepted: list[Credential] = []
 
     @property
     def root(self) -> AccountRoot:
@@ -55,6 +56,10 @@ class HeldSource:
         self.rejected.append(credential)
         self.held = self._make()
         return self.held
+
+    def accept(self, credential: Credential) -> None:
+        """Note it."""
+        self.accepted.append(credential)
 
 
 def deadline(seconds: float = 60.0) -> Deadline:

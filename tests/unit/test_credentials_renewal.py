@@ -3,7 +3,8 @@
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -155,6 +156,37 @@ def test_rejecting_what_was_just_renewed_ends() -> None:
         assert api.count == 2
         clock.now += 6
         assert key(source.reject(second, PATIENCE)) == "key-3"
+
+
+def test_what_a_store_accepted_is_renewed_again_at_once() -> None:
+    """Credentials may end in quick succession; word of a former one counts for nothing."""
+    api = Api()
+    with started(source_of(api, clock=Clock())) as source:
+        first = source.current(0.0)
+        second = source.reject(first, PATIENCE)
+        source.accept(second)
+        third = source.reject(second, PATIENCE)
+        assert key(third) == "key-3"
+        source.accept(second)
+        with pytest.raises(CredentialRejected):
+            source.reject(third, PATIENCE)
+        assert api.count == 3
+
+
+def test_a_store_that_refuses_everything_causes_few_renewals_and_no_long_wait() -> None:
+    """Of a request each tenth of a second for a minute; whenever the store comes to its senses, it is noticed within 5 s."""
+    api = Api()
+    clock = Clock()
+    with started(source_of(api, clock=clock)) as source:
+        held = source.current(0.0)
+        renewed = [clock.now]
+        for _ in range(600):
+            clock.now += 0.1
+            with suppress(CredentialRejected):
+                held = source.reject(held, PATIENCE)
+                renewed.append(clock.now)
+        assert api.count <= 45
+        assert max(after - before for before, after in pairwise(renewed)) <= schedule.URGENT_CAP + 0.2
 
 
 def test_an_expired_credential_is_waited_for() -> None:

@@ -238,6 +238,33 @@ def test_a_second_refusal_is_access_denied() -> None:
     assert script.tries == 2
 
 
+def test_a_renewed_credential_is_told_to_be_accepted() -> None:
+    """Once, and only one that was renewed; what the service refuses again isn't."""
+    refusal = RejectedCredential("401", GcpCredential("x", None))
+    script = Script(refusal)
+    store, source, _ = wrap(script)
+    for _ in range(3):
+        listing(store, script)
+    assert source.accepted == [source.held]
+    script = Script(refusal, refusal)
+    store, source, _ = wrap(script)
+    with pytest.raises(AccessDenied):
+        listing(store, script)
+    listing(store, script)
+    assert source.accepted == []
+
+
+def test_a_credential_that_ends_again_within_a_read_is_renewed_again() -> None:
+    """It brought bytes, so it was accepted when the connection broke."""
+    refusal = RejectedCredential("401", GcpCredential("x", None))
+    script = Script(refusal, 10, refusal)
+    store, source, _ = wrap(script)
+    buffer = bytearray(30)
+    store.read_into(INFO, 0, memoryview(buffer), ignore, Deadline.after(lambda: script.now, 100.0))
+    assert buffer == bytes(range(30))
+    assert len(source.rejected) == len(source.accepted) == 2
+
+
 def test_a_renewal_that_fails_ends_the_operation() -> None:
     """Its own error is told."""
     script = Script(RejectedCredential("401", GcpCredential("x", None)))
