@@ -108,6 +108,7 @@ class RenewingSource:
         self._grant: Grant | None = None
         self._term: schedule.Term | None = None
         self._unproven: schedule.Setback | None = None  # credentials in a row that no store accepted, if _grant was made by force
+        self._elsewhere = False  # whether the last answer named another bucket than the first
         self._wanted = False
         self._force_next = False
         self._running = False
@@ -311,10 +312,14 @@ class RenewingSource:
 
     def _take(self, grant: Grant, started: float, *, forced: bool) -> None:
         """Hold a grant. Called with the lock."""
-        if self._grant is not None and grant.root != self._grant.root:
+        elsewhere = self._grant is not None and grant.root != self._grant.root
+        if self._grant is not None and elsewhere:
             # The folders shown belong to the first answer; another bucket in the middle would be a tree of another account.
             grant = Grant(self._grant.root, grant.credential)
-            logger.warning("the Authentication API names another bucket than before; staying with the first")
+            if not self._elsewhere:
+                logger.warning("the Authentication API names another bucket than before; staying with the first")
+        elif self._elsewhere:
+            logger.info("the Authentication API names the first bucket again")
         seconds = schedule.lifetime(grant.credential.expires_at, self._wall_clock(), self._requested)
         guess = self._guess
         if grant.credential.expires_at is None or self._provider == "gcp":  # guessed: neither GCS nor static keys announce it
@@ -333,6 +338,7 @@ class RenewingSource:
         self._term = term
         self._guess = guess
         self._unproven = unproven
+        self._elsewhere = elsewhere
         self._force_next = False
         # Whoever waits is served by this grant; without this, those who came during the request would cause another one.
         self._wanted = False

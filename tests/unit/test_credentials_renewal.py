@@ -348,6 +348,24 @@ def test_another_bucket_in_the_middle_is_not_believed(caplog: pytest.LogCaptureF
     assert "another bucket" in caplog.text
 
 
+def test_another_bucket_is_logged_once_until_the_first_is_named_again(caplog: pytest.LogCaptureFixture) -> None:
+    """Not at each renewal, whichever others are named."""
+    caplog.set_level("INFO")
+    api = Api()
+    clock = Clock()
+    with started(source_of(api, clock=clock)) as source:
+        held = source.current(0.0)
+        for account in ("9", "9", "8", "123", "123", "9"):
+            api.root = AccountRoot(account, "aws", "optimizely-events-data", f"v1/account_id={account}/")
+            clock.now += 10
+            held = source.reject(held, PATIENCE)
+    assert [(record.levelname, "first bucket again" in record.message) for record in caplog.records] == [
+        ("WARNING", False),
+        ("INFO", True),
+        ("WARNING", False),
+    ]
+
+
 def test_status_shows_no_secret() -> None:
     """It is printed."""
     api = Api()
