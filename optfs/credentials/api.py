@@ -74,7 +74,7 @@ class ApiClient:
     def __init__(  # noqa: PLR0913 - settings, and the clocks that tests replace
         self,
         base_url: str,
-        read_token: Callable[[], str],
+        read_token: Callable[[float], str],
         *,
         account: str | None = None,
         allow_any_bucket: bool = False,
@@ -88,7 +88,7 @@ class ApiClient:
 
         Args:
             base_url: `https://api.optimizely.com/v2`, or http on loopback.
-            read_token: gives the token for each exchange.
+            read_token: gives the token for each exchange, within so many seconds.
             account: the account that the answer must be about, or None for any.
             allow_any_bucket: believe an answer that names another bucket than the documented one.
             timeout: seconds for one exchange, all tries together.
@@ -154,7 +154,7 @@ class ApiClient:
 
     def _exchange(self, path: str, query: dict[str, str]) -> dict[str, Any]:
         deadline = Deadline.after(self._clock, self._timeout)
-        token = self._read_token()
+        token = self._read_token(self._timeout / 2)  # the rest is for the API
         failure: OptfsError | None = None
         for number in range(TRIES):
             if failure is not None:

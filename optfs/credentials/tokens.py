@@ -1,8 +1,9 @@
 """Where the personal access token comes from: a file, a command, or the environment.
 
 Rules: the token is read anew for each renewal, so that a rotated one is seen. A file that others may read is refused, as ssh refuses a
-key. A command runs without a shell, for a limited time, and inherits no secret from our environment. A token is one line of printable
-ASCII; anything else is refused before it can get into a header. No repr, message or log holds a token.
+key. A command runs without a shell, for a limited time (for a renewal no longer than that may take), and inherits no secret from our
+environment. A token is one line of printable ASCII; anything else is refused before it can get into a header. No repr, message or log holds
+a token.
 """
 
 import contextlib
@@ -36,12 +37,12 @@ _SECRETS = re.compile(r"OPTIMIZELY_API_TOKEN|OPTIMIZELY_PAT|(AWS|GOOGLE)_.*(KEY|
 class TokenSource(Protocol):
     """Gives the token."""
 
-    def read(self) -> str:
-        """Return the token as it is now.
+    def read(self, timeout: float = COMMAND_TIMEOUT) -> str:
+        """Return the token as it is now, within `timeout` seconds.
 
         Raises:
             ConfigError: there is none, or it can't be used.
-            ServiceUnavailable: the command that gives it failed this time.
+            ServiceUnavailable: the command that gives it failed this time, or doesn't answer.
 
         """
         ...
@@ -76,7 +77,7 @@ class TokenFile:
     def __repr__(self) -> str:
         return f"TokenFile({str(self._path)!r})"
 
-    def read(self) -> str:
+    def read(self, timeout: float = COMMAND_TIMEOUT) -> str:  # noqa: ARG002 - a file makes nobody wait
         """Return the file's token; see `TokenSource`."""
         origin = f"the token file {self._path}"
         try:
@@ -99,9 +100,7 @@ class TokenFile:
 class TokenCommand:
     """A command whose standard output is the token."""
 
-    def __init__(
-        self, command: str, environment: Mapping[str, str], timeout: float = COMMAND_TIMEOUT, *, folder: Path | None = None
-    ) -> None:
+    def __init__(self, command: str, environment: Mapping[str, str], *, folder: Path | None = None) -> None:
         """Take a command line, split as a shell would but run without one, in `folder` (`/` once that is gone), or in the current one.
 
         Raises:
@@ -115,7 +114,6 @@ class TokenCommand:
         if not self._arguments:
             raise ConfigError("--token-command is empty")
         self._environment = scrubbed_environment(environment)
-        self._timeout = timeout
         self._folder = folder
 
     def _place(self) -> Path | None:
@@ -139,7 +137,7 @@ class TokenCommand:
         except (OSError, ValueError) as error:
             raise ConfigError(f"the token command ({self._arguments[0]}) can't be run: {error}") from None
 
-    def read(self) -> str:
+    def read(self, timeout: float = COMMAND_TIMEOUT) -> str:
         """Run the command and return what it printed; see `TokenSource`."""
         origin = f"the output of the token command ({self._arguments[0]})"
         with contextlib.ExitStack() as stack:
@@ -147,9 +145,9 @@ class TokenCommand:
                 process = self._start()
                 stack.enter_context(process)
                 stack.callback(_end_group, process.pid)
-            printed, complaint = _outputs(process, time.monotonic() + self._timeout)
+            printed, complaint = _outputs(process, time.monotonic() + timeout)
         if printed is None:
-            raise ServiceUnavailable(f"the token command ({self._arguments[0]}) took longer than {self._timeout:g} s")
+            raise ServiceUnavailable(f"the token command ({self._arguments[0]}) doesn't answer: it took longer than {timeout:g} s")
         if process.returncode != 0:
             # What it printed isn't shown: it may hold the token.
             raise ServiceUnavailable(
@@ -236,7 +234,7 @@ class TokenVariable:
     def __repr__(self) -> str:
         return f"TokenVariable({self._name!r})"
 
-    def read(self) -> str:
+    def read(self, timeout: float = COMMAND_TIMEOUT) -> str:  # noqa: ARG002 - a variable makes nobody wait
         """Return the token; see `TokenSource`."""
         return checked(self._value, f"the environment variable {self._name}")
 

@@ -184,21 +184,21 @@ def _first(token: TokenSource) -> str:
         raise ConfigError(error.message, detail=error.detail) from error
 
 
-def _reader(token: TokenSource, first: str) -> Callable[[], str]:
+def _reader(token: TokenSource, first: str) -> Callable[[float], str]:
     """Return what reads the token anew each time but the first: a command is not run twice for two providers at once."""
     held = [first]
 
-    def read() -> str:
+    def read(timeout: float) -> str:
         if held:
             return held.pop()
-        secret = token.read()
+        secret = token.read(timeout)
         remember_secret(secret)
         return secret
 
     return read
 
 
-def _from_token(config: Config, provider: Provider, read_token: Callable[[], str]) -> Source:
+def _from_token(config: Config, provider: Provider, read_token: Callable[[float], str]) -> Source:
     closed = threading.Event()
     # Less than --timeout, so that whoever waits for a renewal learns in time that it failed, not only that it took too long.
     timeout = config.timeout * 0.75

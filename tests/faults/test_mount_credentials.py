@@ -8,6 +8,7 @@ import errno
 import itertools
 import os
 import random
+import shlex
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -149,6 +150,29 @@ def test_an_api_that_gives_no_credentials(both: tuple[Ground, Fresh], name: str)
         assert text.count(f"credentials for {provider} can't be renewed") == 1
         assert text.count(f"credentials for {provider} are renewed again") == 1
     assert len(ready.warnings(since=before)) <= 6, text
+
+
+def test_a_token_command_that_hangs(tmp_path: Path) -> None:
+    """Readers get EACCES before their time is up, the log names the command once, and all works seconds after it answers again."""
+    services = Services()
+    fill(services, 20)
+    fresh = Fresh()
+    stuck = tmp_path / "stuck"
+    program = f"if test -e {shlex.quote(str(stuck))}; then sleep 600; fi; echo {services.token}"
+    command = shlex.join(["sh", "-c", program])
+    with ground(services, tmp_path, "auto", "fuse3", "--token-command", command) as ready:
+        wanted = {f"{provider} {number}": path for number in range(3) for provider, path in fresh.paths(ready).items()}
+        for path in wanted.values():
+            path.stat()
+        stuck.touch()
+        services.expire_credentials()
+        got = all_at_once(wanted, read)
+        assert {outcome.errno for outcome in got.values()} == {errno.EACCES}
+        stuck.unlink()
+        for path in wanted.values():
+            readable(path, CONTENT, 5 + SLACK)
+        for provider in PROVIDERS:
+            assert ready.mount.text().count(f"credentials for {provider} can't be renewed: the token command (sh) doesn't answer") == 1
 
 
 def test_the_api_may_fail_while_the_credentials_live(both: tuple[Ground, Fresh]) -> None:

@@ -56,7 +56,7 @@ def client(
     """Return a client of the stand-in with a fixed wall clock and no pauses."""
     return ApiClient(
         url,
-        lambda: TOKEN,
+        lambda _: TOKEN,
         account=account,
         allow_any_bucket=allow_any_bucket,
         timeout=timeout,
@@ -396,10 +396,24 @@ def test_the_token_is_read_for_each_exchange() -> None:
     """A rotated one is used at the next renewal."""
     tokens = iter(["first", "second"])
     with StandIn(answer(200, GCP_BODY)) as server:
-        asking = ApiClient(server.url, lambda: next(tokens))
+        asking = ApiClient(server.url, lambda _: next(tokens))
         asking.fetch_gcp()
         asking.fetch_gcp()
         assert [seen.headers["authorization"] for seen in server.seen] == ["Bearer first", "Bearer second"]
+
+
+def test_the_token_has_half_of_the_time() -> None:
+    """A command that hangs is told to readers before their own time is up, and one that is slow leaves time for the API."""
+    times: list[float] = []
+
+    def read_token(timeout: float) -> str:
+        times.append(timeout)
+        raise ServiceUnavailable("the token command doesn't answer")
+
+    with StandIn(answer(200, GCP_BODY)) as server, pytest.raises(ServiceUnavailable, match="token command"):
+        ApiClient(server.url, read_token, timeout=3.0).fetch_gcp()
+    assert times == [1.5]
+    assert server.seen == []
 
 
 @pytest.mark.parametrize("account", ["", "a/b", "..", "1 2"])
