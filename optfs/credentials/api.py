@@ -3,8 +3,9 @@
 Rules:
 
 - The token goes to the API's own host only: no redirect is followed, no `.netrc` replaces the header, http is accepted on loopback alone.
-- A request is tried a few times, with back-off and jitter, when the network or the service fails; `Retry-After` is honoured where it fits
-  into the deadline. A refusal is never repeated here.
+- A request is tried a few times, with back-off and jitter, when the network or the service fails. A refusal is never repeated here.
+- `Retry-After` is honoured where it is short; a longer one fails at once, so that readers hear of it, and whoever renews asks again by pauses
+  of its own. Until there was a first grant no reader waits, and it is honoured where it fits into the deadline.
 - The whole exchange has a deadline, also against headers or a body that trickle (`credentials.watch`), and a body has a limit.
 - What an answer says about where the data lies is believed only if it names the documented bucket and the account's prefix.
 
@@ -49,6 +50,9 @@ LONGEST_BODY = 256 * KiB
 CONNECT_TIMEOUT = 10.0  # seconds: a SYN has been repeated three times by then
 FIRST_PAUSE = 0.4
 """Seconds, at most, before the second try; each further pause is twice as long. What they come to (2.8 s) needs no other bound."""
+
+LONGEST_ASKED = 2.0
+"""Seconds that `Retry-After` may ask for and get while readers wait: all goes on within 5 s of the cause being gone."""
 
 _ACCOUNT = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _BUCKET = re.compile(r"[a-z0-9][a-z0-9._-]{1,220}[a-z0-9]")
@@ -113,6 +117,7 @@ class ApiClient:
         self._wall_clock = wall_clock
         self._pause = pause or _sleep
         self._dice = dice or random.Random()  # noqa: S311 - jitter
+        self._granted = False  # used by the thread that fetches
         self._lock = threading.Lock()
         # Guarded by _lock: both below.
         self._watch: Watch | None = None
@@ -160,13 +165,17 @@ class ApiClient:
             if failure is not None:
                 asked = failure.retry_after if isinstance(failure, ServiceUnavailable) else None
                 wait = asked if asked is not None else FIRST_PAUSE * 2 ** (number - 1) * self._dice.uniform(0.5, 1.0)
-                if wait >= deadline.remaining() or self._pause(wait):
+                limit = min(deadline.remaining(), LONGEST_ASKED if self._granted else math.inf)
+                if wait >= limit or self._pause(wait):
                     raise failure
             try:
-                return self._try(path, query, token, deadline)
+                body = self._try(path, query, token, deadline)
             except (ServiceUnavailable, InvalidResponse) as error:
                 logger.debug("try %d of %s failed: %s (%s)", number + 1, path, error, error.detail)
                 failure = error
+            else:
+                self._granted = True
+                return body
         assert failure is not None  # the loop ran at least once
         raise failure
 

@@ -148,11 +148,24 @@ def test_tries_have_an_end() -> None:
 
 @pytest.mark.parametrize("asked", ["7", email.utils.format_datetime(datetime.datetime.fromtimestamp(NOW + 7, datetime.UTC), usegmt=True)])
 def test_retry_after_is_honoured(asked: str) -> None:
-    """In seconds and as a date."""
+    """In seconds and as a date; before the first grant also a long one."""
     pauses = Pauses()
     with StandIn(refusal(429, {"Retry-After": asked}), answer(200, GCP_BODY)) as server:
         client(server.url, pause=pauses).fetch_gcp()
     assert pauses.seconds == [7.0]
+
+
+def test_a_long_retry_after_is_told_at_once_when_there_are_readers() -> None:
+    """They would wait for the API's sake; before the first grant there are none."""
+    pauses = Pauses()
+    asking = [refusal(429, {"Retry-After": "1"}), refusal(429, {"Retry-After": "7"})]
+    with StandIn(answer(200, GCP_BODY), *asking, answer(200, GCP_BODY)) as server:
+        renewing = client(server.url, pause=pauses)
+        renewing.fetch_gcp()
+        with pytest.raises(ServiceUnavailable, match="overloaded"):
+            renewing.fetch_gcp()
+        assert pauses.seconds == [1.0]
+        renewing.fetch_gcp()
 
 
 def test_retry_after_beyond_the_deadline_ends_at_once() -> None:
