@@ -6,13 +6,14 @@ Rules:
 - A request is tried a few times, with back-off and jitter, when the network or the service fails. A refusal is never repeated here.
 - `Retry-After` is honoured where it is short; a longer one fails at once, so that readers hear of it, and whoever renews asks again by pauses
   of its own. Until there was a first grant no reader waits, and it is honoured where it fits into the deadline.
+- Without an answer another connection is asked as well after a few seconds (`credentials.overlap`).
 - The whole exchange has a deadline, also against headers or a body that trickle (`credentials.watch`), and a body has a limit.
 - What an answer says about where the data lies is believed only if it names the documented bucket and the account's prefix.
 
 Facts about the API: Optimizely's documentation of the Experimentation Events Export.
 
-Threads: one at a time fetches (at the start the caller's, then the renewal thread); any may close. Lock: `_lock`, a leaf, guards `_watch` and
-`_closed`; it is not held over a request.
+Threads: one at a time fetches (at the start the caller's, then the renewal thread), and has others send; any may close. Lock: `_lock`, a
+leaf, guards `_watch` and `_closed`; it is not held over a request.
 """
 
 import datetime
@@ -24,6 +25,7 @@ import re
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 from urllib.parse import SplitResult, urlsplit
 
@@ -31,6 +33,7 @@ import requests
 import requests.auth
 import urllib3.exceptions
 
+from optfs.credentials.overlap import first_answer
 from optfs.credentials.protocol import AwsCredential, GcpCredential, Grant
 from optfs.credentials.watch import Watch
 from optfs.errors import AccessError, ConfigError, InvalidResponse, NoExport, OptfsError, ServiceError, ServiceUnavailable, TokenRefused
@@ -48,6 +51,9 @@ LIFETIME = 3600.0
 TRIES = 4
 LONGEST_BODY = 256 * KiB
 CONNECT_TIMEOUT = 10.0  # seconds: a SYN has been repeated three times by then
+SILENCE = 30.0  # seconds without a byte after which a connection is given up
+PATIENCE = 3.5
+"""Seconds, at most, after which another connection is asked as well: all goes on within 5 s of the cause being gone."""
 FIRST_PAUSE = 0.4
 """Seconds, at most, before the second try; each further pause is twice as long. What they come to (2.8 s) needs no other bound."""
 
@@ -180,12 +186,13 @@ class ApiClient:
         raise failure
 
     def _try(self, path: str, query: dict[str, str], token: str, deadline: Deadline) -> dict[str, Any]:
-        # A third of the time for one try leaves time for another on a new connection.
-        wait = max(0.05, min(deadline.remaining(), self._timeout / 3))
+        wait = max(0.05, deadline.remaining())
+        timeouts = (min(wait, CONNECT_TIMEOUT), min(wait, SILENCE))
         with Watch(wait) as watch:
             self._begin(watch)
             try:
-                response, body = self._get(watch, path, query, token, (min(wait, CONNECT_TIMEOUT), wait))
+                ask = partial(self._get, watch, path, query, token, timeouts)
+                response, body = first_answer(ask, every=min(PATIENCE, self._timeout / 3), within=wait)
             except (requests.exceptions.RequestException, urllib3.exceptions.HTTPError, OSError) as error:
                 raise self._unreachable(error, ended=watch.ended) from error
             if watch.ended:
@@ -222,7 +229,7 @@ class ApiClient:
                 f"the certificate of {self._host} can't be verified; if a proxy replaces certificates, set REQUESTS_CA_BUNDLE",
                 detail=str(error),
             )
-        if ended or isinstance(error, requests.exceptions.Timeout | urllib3.exceptions.TimeoutError):
+        if ended or isinstance(error, requests.exceptions.Timeout | urllib3.exceptions.TimeoutError | TimeoutError):
             return ServiceUnavailable(f"{self._host} doesn't answer in time; check the network", detail=str(error))
         return ServiceUnavailable(f"{self._host} can't be reached; check the network", detail=str(error))
 

@@ -1,4 +1,4 @@
-"""Ends one HTTP exchange from outside: when its time is over, or when the mount ends.
+"""Ends one HTTP exchange from outside: when its time is over, when it was answered on another connection, or when the mount ends.
 
 The timeouts of sockets bound each wait for bytes, not their sum: headers or a body that trickle could hold a thread for ever. `Watch` keeps
 a duplicate of each socket that the exchange opens and shuts the connection down, which wakes a thread that waits in it, also below TLS. A
@@ -37,6 +37,7 @@ class Watch:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._timer.cancel()
+        self.end()  # what others still wait for
         with self._lock:
             for held in self._sockets:
                 held.close()
@@ -65,11 +66,11 @@ class Watch:
 
     def add(self, connected: socket.socket) -> None:
         """Watch a connection."""
-        held = connected.dup()
         with self._lock:
-            self._sockets.append(held)
             if self._ended:
-                _shut(held)
+                _shut(connected)
+            else:
+                self._sockets.append(connected.dup())
 
 
 def _shut(held: socket.socket) -> None:

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from optfs.credentials import api
 from optfs.credentials.api import FIRST_PAUSE, ApiClient, documented_root
 from optfs.credentials.protocol import AwsCredential, GcpCredential
 from optfs.errors import (
@@ -214,6 +215,31 @@ def test_an_answer_that_never_ends_is_ended(slow: Answer) -> None:
     """Timeouts of single reads wouldn't: each trickling byte starts them anew."""
     with StandIn(slow) as server, pytest.raises(ServiceUnavailable, match=r"in time|too long"):
         client(server.url, timeout=1.5).fetch_gcp()
+
+
+def test_a_silent_connection_is_given_a_companion(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever lost the way to the API has it again seconds after it is back, not when the time of the lost request is up."""
+    monkeypatch.setattr(api, "PATIENCE", 0.05)
+    with StandIn(*[stand_in.hang] * 5, answer(200, GCP_BODY)) as server:
+        assert client(server.url, timeout=9.0).fetch_gcp().root.account == "123"
+        assert len(server.seen) >= 6
+
+
+def test_a_slow_answer_counts_also_when_others_were_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An API that takes longer than our patience works all the same; what became of the others doesn't matter."""
+    monkeypatch.setattr(api, "PATIENCE", 0.05)
+    asked_again = threading.Event()
+
+    def slow(connection: socket.socket, ended: threading.Event) -> None:
+        assert asked_again.wait(30)
+        answer(200, GCP_BODY)(connection, ended)
+
+    def break_off(connection: socket.socket, ended: threading.Event) -> None:
+        stand_in.reset(connection, ended)
+        asked_again.set()
+
+    with StandIn(slow, break_off, stand_in.hang) as server:
+        assert client(server.url, timeout=9.0).fetch_gcp().root.account == "123"
 
 
 @pytest.mark.parametrize("slow", [stand_in.hang, stand_in.trickle_headers])

@@ -1,0 +1,48 @@
+"""Asks once more while an answer is awaited, and takes the answer that comes first.
+
+A connection that has died can't be told from a service that is slow: giving up soon would never get an answer from the one, waiting would
+hear nothing on the other. So the former try goes on beside the new one.
+
+Threads: `ask-api`, one for each try; those that aren't heard end with what they wait for. No lock: results pass through a queue.
+"""
+
+import contextlib
+import queue
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import TypeVar
+
+Answer = TypeVar("Answer")
+
+
+def first_answer(ask: Callable[[], Answer], *, every: float, within: float) -> Answer:
+    """Return what the first of several calls of `ask` returns; one more is made each `every` seconds.
+
+    Raises what the last one raised, when all that were made have failed; TimeoutError when `within` seconds are over.
+    """
+    results: queue.SimpleQueue[Future[Answer]] = queue.SimpleQueue()
+    running = 0
+    now = due = time.monotonic()
+    end = now + within
+    while now < end:
+        if now >= due:
+            threading.Thread(target=_run, args=(ask, Future(), results), name="ask-api", daemon=True).start()
+            running += 1
+            due = now + every
+        with contextlib.suppress(queue.Empty):
+            result = results.get(timeout=max(0.0, min(due, end) - now))
+            running -= 1
+            if result.exception() is None or not running:
+                return result.result()
+        now = time.monotonic()
+    raise TimeoutError("no answer")
+
+
+def _run(ask: Callable[[], Answer], result: "Future[Answer]", results: "queue.SimpleQueue[Future[Answer]]") -> None:
+    try:
+        result.set_result(ask())
+    except BaseException as error:  # noqa: BLE001 - raised where it is waited for
+        result.set_exception(error)
+    results.put(result)
