@@ -327,8 +327,8 @@ class RenewingSource:
                 guess = guess.lived()
             seconds = min(seconds, guess.bound)
         term = schedule.term(started, seconds, self._dice.random())
-        unproven = None
-        if forced:
+        unproven = self._unproven if forced else None
+        if forced and self._setback is None:  # after a failure nobody waits who would tell that it was accepted
             count = 2 if self._unproven is None else self._unproven.count + 1  # the first is the one that was rejected
             unproven = schedule.Setback(count, self._clock(), self._dice.random())
         refreshed = self._wall_clock()

@@ -173,6 +173,20 @@ def test_what_a_store_accepted_is_renewed_again_at_once() -> None:
         assert api.count == 3
 
 
+def test_what_was_renewed_after_a_failure_may_end_soon() -> None:
+    """Those who rejected its forerunner were told of the failure, so that nobody tells that the new one was accepted."""
+    api = Api()
+    clock = Clock()
+    with started(source_of(api, clock=clock)) as source:
+        api.failure = ServiceUnavailable("down")
+        with pytest.raises(ServiceUnavailable):
+            source.reject(source.current(0.0), PATIENCE)
+        api.failure = None
+        clock.now += 1
+        until(lambda: source.status().last_error == "")
+        assert key(source.reject(source.current(0.0), PATIENCE)) == f"key-{api.count}"
+
+
 def test_a_store_that_refuses_everything_causes_few_renewals_and_no_long_wait() -> None:
     """Of a request each tenth of a second for a minute; whenever the store comes to its senses, it is noticed within 5 s."""
     api = Api()
