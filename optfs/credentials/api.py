@@ -4,8 +4,8 @@ Rules:
 
 - The token goes to the API's own host only: no redirect is followed, no `.netrc` replaces the header, http is accepted on loopback alone.
 - A request is tried a few times, with back-off and jitter, when the network or the service fails. A refusal is never repeated here.
-- `Retry-After` is honoured where it is short; a longer one fails at once, so that readers hear of it, and whoever renews asks again by pauses
-  of its own. Until there was a first grant no reader waits, and it is honoured where it fits into the deadline.
+- `Retry-After` is honoured where it is short; a longer one fails at once, so that readers hear of it, and whoever renews waits for it while it
+  has a valid credential. Until there was a first grant no reader waits, and it is honoured where it fits into the deadline.
 - Without an answer another connection is asked as well after a few seconds (`credentials.overlap`).
 - The whole exchange has a deadline, also against headers or a body that trickle (`credentials.watch`), and a body has a limit.
 - What an answer says about where the data lies is believed only if it names the documented bucket and the account's prefix.

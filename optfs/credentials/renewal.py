@@ -28,7 +28,16 @@ from dataclasses import dataclass
 
 from optfs.credentials import schedule
 from optfs.credentials.protocol import Credential, Grant
-from optfs.errors import AccessError, CredentialRejected, DeadlineExceeded, NotRenewed, OptfsError, ServiceError, bare
+from optfs.errors import (
+    AccessError,
+    CredentialRejected,
+    DeadlineExceeded,
+    NotRenewed,
+    OptfsError,
+    ServiceError,
+    ServiceUnavailable,
+    bare,
+)
 from optfs.values import AccountRoot, Clock, Provider
 
 logger = logging.getLogger(__name__)
@@ -295,12 +304,13 @@ class RenewingSource:
         if not isinstance(error, AccessError | ServiceError):
             # A token file that vanished: to whoever reads a file that is no wrong usage, but missing access.
             error = AccessError(error.message, detail=error.detail)
+        asked = error.retry_after if isinstance(error, ServiceUnavailable) else None
         kept = bare(error)
         with self._changed:
             first = self._error is None
             known = self._error is not None and self._error.message == kept.message
             count = 1 if self._setback is None else self._setback.count + 1
-            self._setback = schedule.Setback(count, self._clock(), self._dice.random())
+            self._setback = schedule.Setback(count, self._clock(), self._dice.random(), asked or 0.0)
             self._error = kept
             self._running = False
             self._changed.notify_all()

@@ -85,12 +85,14 @@ class Setback:
         count: how many.
         at: when the last one came, seconds of the monotonic clock.
         luck: a random number of [0, 1), drawn for this failure.
+        asked: the pause that the service asked for, seconds; granted while there is a valid credential.
 
     """
 
     count: int
     at: float
     luck: float
+    asked: float = 0.0
 
     def retry_at(self, usable_until: float) -> float:
         """Return when to try again.
@@ -100,7 +102,7 @@ class Setback:
                 pause ends soon after it, even though it began before.
 
         """
-        relaxed = self.at + pause(self.count, usable=True, luck=self.luck)
+        relaxed = self.at + max(self.asked, pause(self.count, usable=True, luck=self.luck))
         urgent = self.at + pause(self.count, usable=False, luck=self.luck)
         return min(relaxed, max(urgent, usable_until))
 

@@ -36,6 +36,7 @@ class Simulation:
         self.until = until
         self.down = down
         self.request = request
+        self.retry_after: float | None = None
         self.provider: Provider = provider
         self.asked: list[float] = []
         self.granted: list[float] = []
@@ -63,7 +64,7 @@ class Simulation:
         asked_wall = self.now + self.wall_offset
         self.now += self.request
         if self.down[0] <= self.now < self.down[1]:
-            raise ServiceUnavailable("the Authentication API is failing")
+            raise ServiceUnavailable("the Authentication API is failing", retry_after=self.retry_after)
         self.granted.append(self.now)
         number = len(self.granted)
         if self.provider == "gcp":
@@ -128,3 +129,15 @@ def test_after_an_outage_beyond_the_expiry_work_goes_on_within_seconds(end: floa
     assert end <= outage.granted[1] <= end + 5
     pauses = [later - earlier for earlier, later in zip(outage.asked, outage.asked[1:], strict=False)]
     assert min(pauses[1:]) >= 0.1
+
+
+def test_a_pause_that_the_api_asks_for_is_granted_while_there_is_a_credential() -> None:
+    """And no longer than there is one: then readers wait."""
+    outage = Simulation(until=HOUR + 30, down=(1.0, HOUR + 20))
+    outage.retry_after = 300.0
+    outage.run()
+    pauses = [later - earlier for earlier, later in zip(outage.asked[1:], outage.asked[2:], strict=False)]
+    relaxed = [pause for pause, at in zip(pauses, outage.asked[1:], strict=False) if at < HOUR - 400]
+    assert len(relaxed) >= 2
+    assert all(300 <= pause <= 301 for pause in relaxed)
+    assert HOUR + 20 <= outage.granted[1] <= HOUR + 25
