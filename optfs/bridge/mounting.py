@@ -6,7 +6,8 @@ replaces default handlers only, take them away: install handlers for SIGINT, SIG
 
 A mount is in one of these states: not begun; started (the kernel has opened the connection); ended. `stop` may be called in any of them, by
 any thread; one that comes before the mount is ready is remembered, and `run` undoes what it has begun instead of calling it ready. A mount that
-is in use is left by libfuse's loop, which closes the connection: its users get ENOTCONN, and `run` returns.
+is in use is left by libfuse's loop, which closes the connection: its users get ENOTCONN, and `run` returns. What is unmounted by path is only ever
+this mount: one that was unmounted lazily, or covered, ends in the same way, and leaves alone what is at its path by now.
 """
 
 import contextlib
@@ -14,6 +15,7 @@ import ctypes
 import logging
 import os
 import re
+import select
 import signal
 import sys
 import tempfile
@@ -45,6 +47,8 @@ MARGIN_SECONDS = 2.0
 _LEAVE_SECONDS = 3.0  # for handlers that wait for the network; then the mount is at least taken out of sight
 
 _START_SECONDS = 30.0  # until libfuse has mounted or has failed: one system call, or one helper
+
+_FUSE = os.makedev(10, 229)  # /dev/fuse, admin-guide/devices.txt
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +83,8 @@ class Session:
         self._asked = threading.Event()
         # Written by the loop's thread before it sets _ended.
         self._error: BaseException | None = None
+        # Written by the loop's thread before it sets _started: the mount's number in the table; None where that can't be told.
+        self._device: str | None = None
         # Written by `run` before the loop's thread starts.
         self._core: Core | None = None
         self._loop: threading.Thread | None = None
@@ -146,20 +152,43 @@ class Session:
         self._asked.set()
         if not self._started.is_set() or self._ended.is_set():
             return
-        try:
-            mounts.unmount(self._mountpoint)
-        except MountError as failure:
-            if self._is_unmounted():
-                return
-            logger.info("%s; its users lose it", failure.message)
-        else:
-            return
         assert self._core is not None
-        self._core.leave()
-        self._wake_loop()
-        if not self._ended.wait(_LEAVE_SECONDS):
+        if self._is_in_place():
+            try:
+                mounts.unmount(self._mountpoint)
+            except MountError as failure:
+                logger.info("%s; its users lose it", failure.message)
+            else:
+                return
+        if self._is_in_place():
+            self._core.leave()
+            self._wake_loop()
+            if self._ended.wait(_LEAVE_SECONDS):
+                return
+        if self._is_in_place():
             with contextlib.suppress(MountError):
                 mounts.unmount(self._mountpoint, lazy=True)
+        if not self._is_in_place():
+            self._sever()
+
+    def _sever(self) -> None:
+        """End the loop of a mount that isn't at its path any more.
+
+        At its end libfuse unmounts by path unless the connection is closed, so the connection's place is taken by a pipe that nobody reads,
+        which looks the same. The kernel closes the connection when the last thread has let go of it.
+        """
+        with contextlib.suppress(OSError):  # no descriptor left: the end of the process does it
+            connection = _connection()
+            if connection is None or _is_closed(connection):
+                return  # the loop ends by itself
+            logger.info("what is at %s is not this mount any more; its users lose it", self._mountpoint)
+            reading, writing = os.pipe()
+            os.close(reading)
+            assert self._core is not None
+            ctypes.PyDLL(None).dup2(writing, connection)  # os.dup2 may wait for the interpreter's lock, and the loop may end meanwhile
+            self._core.leave()
+            self._wake_loop()
+            os.close(writing)
 
     def _wake_loop(self) -> None:
         """Let the loop look whether it is to end; libfuse then unmounts lazily.
@@ -171,15 +200,25 @@ class Session:
         if thread is not None and thread.is_alive() and thread.ident is not None:
             signal.pthread_kill(thread.ident, signal.SIGHUP)  # handled by us, or else by libfuse
 
-    def _is_unmounted(self) -> bool:
+    def _is_in_place(self) -> bool:
+        """Return whether what is at the mount point is this mount, or that can't be told."""
+        connection = _connection()
+        if connection is not None and _is_closed(connection):
+            return False  # and another may have its number by now
         try:
-            return mounts.find(self._mountpoint) is None
-        except MountError:  # can't be told, for want of a descriptor
-            return False
+            found = mounts.find(self._mountpoint)
+        except MountError:  # for want of a descriptor
+            return True
+        return self._device is None or (found is not None and found.device == self._device)
 
     def _on_start(self) -> None:
-        self._started.set()
-        self._changed.set()
+        try:
+            with contextlib.suppress(MountError):
+                found = mounts.find(self._mountpoint)
+                self._device = found.device if found else None
+        finally:
+            self._started.set()
+            self._changed.set()
 
     def _libfuse_options(self, names: float, lifetime: float) -> dict[str, object]:
         options: dict[str, object] = {
@@ -202,12 +241,11 @@ class Session:
         return options
 
     def _widen_readahead(self) -> None:
+        if self._device is None:
+            return
         try:
-            found = mounts.find(self._mountpoint)
-            if found is None:
-                return
-            Path(f"/sys/class/bdi/{found.device}/read_ahead_kb").write_text(f"{READ_AHEAD_KIB}\n", encoding="ascii")
-        except (OSError, MountError) as error:  # only root may
+            Path(f"/sys/class/bdi/{self._device}/read_ahead_kb").write_text(f"{READ_AHEAD_KIB}\n", encoding="ascii")
+        except OSError as error:  # only root may
             logger.debug("the kernel's readahead stays as it is: %s", error)
 
 
@@ -250,6 +288,23 @@ def check_allow_other(config: Path = Path("/etc/fuse.conf")) -> None:
         lines = []
     if not any(line.strip() == "user_allow_other" for line in lines):
         raise MountError("--allow-other needs a line `user_allow_other` in /etc/fuse.conf; ask root to add it, or leave the option out")
+
+
+def _connection() -> int | None:
+    """Return the descriptor by which libfuse speaks with the kernel; None where it is closed, or can't be told."""
+    with contextlib.suppress(OSError):
+        for name in os.listdir("/proc/self/fd"):  # noqa: PTH208 - numbers are wanted
+            with contextlib.suppress(OSError):
+                if os.fstat(int(name)).st_rdev == _FUSE:
+                    return int(name)
+    return None
+
+
+def _is_closed(connection: int) -> bool:
+    """Return whether the kernel has closed the connection: the mount is gone, and nobody uses it."""
+    poll = select.poll()
+    poll.register(connection, 0)
+    return bool(poll.poll(0))
 
 
 def _prepare_cancelling() -> None:

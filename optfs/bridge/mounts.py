@@ -63,20 +63,24 @@ def mounts() -> list[Mount]:
         MountError: the table can't be read: this process has no descriptor left.
 
     """
+    return [mount for mount in _table() if mount.fstype == FSTYPE]
+
+
+def _table() -> list[Mount]:
     try:
         table = Path("/proc/self/mountinfo").read_bytes()
     except FileNotFoundError:
         return []
     except OSError as error:
         raise MountError(f"the table of mounts can't be read: {error.strerror}") from error
-    return [mount for mount in parse(table) if mount.fstype == FSTYPE]
+    return parse(table)
 
 
 def find(mountpoint: str | os.PathLike[str]) -> Mount | None:
-    """Return optfs's mount at this folder, or None."""
+    """Return optfs's mount at this folder; None where there is none, or another mount covers it: unmounting would take that away."""
     wanted = resolve(mountpoint)
-    matching = [mount for mount in mounts() if mount.mountpoint == wanted]
-    return matching[-1] if matching else None
+    matching = [mount for mount in _table() if mount.mountpoint == wanted]
+    return matching[-1] if matching and matching[-1].fstype == FSTYPE else None
 
 
 def resolve(mountpoint: str | os.PathLike[str]) -> str:

@@ -17,6 +17,7 @@ from optfs.demo.faults import Fault, Stall
 from optfs.demo.services import Services
 from optfs.demo.traffic import Request
 from optfs.errors import MountError
+from optfs.service import running
 from tests.support.mounting import LIMIT, eventually, require
 from tests.support.processes import MIB, Load, MountProcess, at_once, descriptors, forget_pages, many_files
 
@@ -123,6 +124,42 @@ def test_a_mount_in_use_is_not_unmounted_and_lazily_lives_until_its_last_reader(
             assert os.pread(opened.fileno(), len(data), 0) + os.pread(opened.fileno(), 1, len(data)) == data
             assert psutil.pid_exists(mount.pid)
         assert mount.end(None) == 0
+
+
+def test_a_signal_ends_a_mount_that_is_out_of_sight_and_leaves_alone_what_has_its_place(
+    services: Services, tmp_path: Path, kind: tuple[str, str]
+) -> None:
+    """It took the new mount away; the old one lived on until it was killed."""
+    key, data = next(iter(BIG.items()))
+    with MountProcess(services, tmp_path, *kind) as old, (old.account / key).open("rb", buffering=0) as opened:
+        assert opened.read(1000) == data[:1000]
+        mounts.unmount(old.path, lazy=True)
+        with MountProcess(services, tmp_path, *kind) as new:
+            os.kill(old.pid, signal.SIGTERM)
+            assert running.end_of(old.pid, running.STOP_LIMIT / 2)
+            with pytest.raises(OSError) as failed:  # noqa: PT011 - the errno is looked at
+                os.pread(opened.fileno(), 1000, 8 * MIB)
+            assert failed.value.errno in LOST
+            read_all(files(new, SMALL))
+            assert new.end() == 0
+
+
+def test_a_signal_ends_a_mount_that_is_out_of_sight_although_a_reader_waits(
+    services: Services, tmp_path: Path, kind: tuple[str, str]
+) -> None:
+    key = next(iter(BIG))
+    fault = is_get_of(services, key)
+    with MountProcess(services, tmp_path, *kind, "--timeout", "300s") as mount:
+        with subprocess.Popen(["cat", str(mount.account / key)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as reader:
+            try:
+                eventually(lambda: fault.hits > 0, "the reader waits for the stalled connection")
+                mounts.unmount(mount.path, lazy=True)
+                os.kill(mount.pid, signal.SIGTERM)
+                assert reader.wait(running.STOP_LIMIT / 2) == 1
+                assert mount.end(None) == 0
+            finally:
+                reader.kill()
+        assert "Traceback" not in mount.text()
 
 
 def test_busy_threads_of_libfuse_hold_no_descriptors(services: Services, tmp_path: Path, kind: tuple[str, str]) -> None:

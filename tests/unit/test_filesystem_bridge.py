@@ -348,6 +348,12 @@ def test_the_table_of_mounts_is_read_with_its_escapes() -> None:
     ]
 
 
+def test_a_mount_that_another_covers_is_not_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is unmounted at its path would be the other."""
+    monkeypatch.setattr(Path, "read_bytes", lambda _path: TABLE + b"39 38 0:34 / /bad\\377 rw - tmpfs x rw\n")
+    assert mounts.find("/bad\udcff") is None
+
+
 def test_a_mount_point_is_resolved_without_its_last_component(tmp_path: Path) -> None:
     """The last one may be a dead mount, which can't be asked."""
     (tmp_path / "real").mkdir()
