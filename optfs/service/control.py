@@ -62,6 +62,7 @@ class ControlServer:
         self._path = self._folder / socket_name(mountpoint)
         self._document = document
         self._socket: socket.socket | None = None
+        self._bound: tuple[int, int] | None = None
         self._thread: threading.Thread | None = None
         self._closed = threading.Event()
 
@@ -71,12 +72,13 @@ class ControlServer:
             _own_folder(self._folder)
             server = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
             with _short(self._path) as name:
-                self._path.unlink(missing_ok=True)  # of a mount that was killed; a living one holds the mount point itself
+                self._path.unlink(missing_ok=True)  # of a mount that was killed, or unmounted lazily
                 before = os.umask(0o177)
                 try:
                     server.bind(name)
                 finally:
                     os.umask(before)
+            self._bound = self._found()
             server.listen(8)
         except OSError as error:
             logger.warning("no control socket at %s (%s): `optfs status` won't show this mount", self._path, error.strerror)
@@ -97,11 +99,17 @@ class ControlServer:
         if self._socket is None or self._thread is None:
             return
         with contextlib.suppress(OSError):
-            self._path.unlink()
+            if self._found() == self._bound:  # else of a later mount at the same place: this one was unmounted lazily
+                self._path.unlink()
         with contextlib.suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)  # wakes the thread out of accept
         self._thread.join(PATIENCE + 1)
         self._socket.close()
+
+    def _found(self) -> tuple[int, int]:
+        """Return which socket has the name now; no other can be taken for ours while ours is open."""
+        found = self._path.lstat()
+        return found.st_dev, found.st_ino
 
     def _serve(self, server: socket.socket) -> None:
         """Answer until the end; want of memory or descriptors leaves one unanswered."""

@@ -121,6 +121,18 @@ def test_a_new_mount_takes_over_from_a_killed_one(tmp_path: Path) -> None:
         server.close()
 
 
+def test_a_mount_that_ends_leaves_the_socket_of_a_later_one_at_the_same_place(tmp_path: Path) -> None:
+    """The earlier one was unmounted lazily; `optfs status` didn't see the later one any more."""
+    servers = [ControlServer(POINT, lambda pid=pid: document(pid=pid), tmp_path / "run") for pid in (8, 9)]  # type: ignore[misc]
+    assert all(server.start() for server in servers)
+    try:
+        servers[0].close()
+        assert ask_mount(POINT, tmp_path / "run") == document(pid=9)
+    finally:
+        servers[1].close()
+    assert list((tmp_path / "run").iterdir()) == []
+
+
 @pytest.mark.log_errors
 def test_a_document_that_fails_costs_that_answer_only(tmp_path: Path) -> None:
     answers = iter([ValueError("bug"), document(pid=9)])
