@@ -164,7 +164,7 @@ def _end_group(leader: int) -> None:
 
 @contextlib.contextmanager
 def _signals_held_back() -> Iterator[None]:
-    """Let SIGINT and SIGTERM wait for the end of the block. Only the main thread's handlers can raise; elsewhere nothing is done.
+    """Let signals that have handlers wait for the end of the block. Only the main thread's handlers can raise; elsewhere nothing is done.
 
     Not by a mask: the command would inherit it.
     """
@@ -174,7 +174,7 @@ def _signals_held_back() -> Iterator[None]:
     arrived: list[int] = []
     before = {
         number: signal.signal(number, lambda number, _frame: arrived.append(number))
-        for number in (signal.SIGINT, signal.SIGTERM)
+        for number in signal.valid_signals()
         if callable(signal.getsignal(number))
     }
     try:

@@ -30,7 +30,7 @@ Work = Callable[[Announce], int]
 """Serves; calls its argument when the mount is usable; returns the exit code."""
 
 WARNINGS = 10  # shown at most; the log has all
-ENDING = (signal.SIGTERM, signal.SIGHUP)  # SIGINT raises KeyboardInterrupt already
+ENDING = (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)  # SIGINT raises KeyboardInterrupt already
 GRACE = 5.0  # seconds between asking a child to end and ending it
 
 

@@ -2,9 +2,10 @@
 
 Threads: the main thread starts everything, then waits for signals; `mount` runs the session of FUSE; the rest see docs/architecture.md.
 
-SIGINT or SIGTERM before the session begins raises `Interrupted` in the main thread. While the session begins, it is undone, and not announced.
-Both end with 128 + the signal's number. From then on a first one unmounts (lazily where the mount is in use) and lets everything end in order; a
-second one, or `STOP_LIMIT` seconds, ends the process as it is. The kernel cuts the mount of a process that ended, so nobody hangs on it.
+A signal that asks for the end (`signals.ENDING`) before the session begins raises `Interrupted` in the main thread. While the session begins, it
+is undone, and not announced. Both end with 128 + the signal's number. From then on a first one unmounts (lazily where the mount is in use) and
+lets everything end in order; a second one, or `STOP_LIMIT` seconds, ends the process as it is. The kernel cuts the mount of a process that ended,
+so nobody hangs on it.
 """
 
 import contextlib

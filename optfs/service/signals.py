@@ -4,7 +4,8 @@ The main thread only waits here; libfuse runs in another thread. Python's handle
 only signals that have the default action, leaves them alone; the interpreter writes each signal's number to the pipe (`set_wakeup_fd`).
 Children get the default actions back when they are started.
 
-SIGINT and SIGTERM ask for the end; SIGHUP does nothing, as log files that were moved away are noticed without it.
+SIGINT and SIGTERM ask for the end, and so do others that end a program and that people send: unhandled, they would leave a dead mount point.
+SIGHUP does nothing, as log files that were moved away are noticed without it.
 """
 
 import contextlib
@@ -14,7 +15,7 @@ import signal
 from types import FrameType, TracebackType
 from typing import Self
 
-ENDING = frozenset({signal.SIGINT, signal.SIGTERM})
+ENDING = frozenset({signal.SIGINT, signal.SIGTERM, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGALRM, signal.SIGXCPU})
 WAKE = 0
 """No signal's number: somebody called `wake`."""
 

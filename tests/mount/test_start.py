@@ -18,7 +18,7 @@ from tests.support.mounting import eventually, require
 SOON = 5.0
 """Seconds: about one is promised, machines are loaded, and what the mounts wait for never comes."""
 
-ENDING = [signal.SIGINT, signal.SIGTERM]
+ENDING = [signal.SIGINT, signal.SIGTERM, signal.SIGQUIT]
 PLACES = [["--foreground"], []]
 
 

@@ -203,16 +203,23 @@ def test_a_command_runs_where_optfs_was_started(tmp_path: Path) -> None:
     assert gone.read() == "secret"
 
 
-def test_a_signal_while_a_command_is_being_started_raises_and_leaves_no_command(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGQUIT])
+def test_a_signal_while_a_command_is_being_started_raises_and_leaves_no_command(
+    number: signal.Signals, monkeypatch: pytest.MonkeyPatch
+) -> None:
     started: list[subprocess.Popen[bytes]] = []
 
     class Interrupted(subprocess.Popen[bytes]):
         def __init__(self, *arguments: object, **options: object) -> None:
             super().__init__(*arguments, **options)  # type: ignore[call-overload]  # what it was given
             started.append(self)
-            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(number)
 
     monkeypatch.setattr(subprocess, "Popen", Interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        command("import time; time.sleep(60)").read()
+    before = signal.signal(number, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            command("import time; time.sleep(60)").read()
+    finally:
+        signal.signal(number, before)
     assert started[0].returncode == -signal.SIGKILL

@@ -121,7 +121,7 @@ def test_a_bug_in_the_child_is_told_by_its_kind_without_its_text(tmp_path: Path)
     assert "very-secret" not in done.stdout
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP], ids=lambda number: number.name)
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT], ids=lambda number: number.name)
 def test_a_parent_that_is_ended_takes_a_child_with_it_that_is_not_usable_yet(number: signal.Signals, tmp_path: Path) -> None:
     """As `timeout` and service managers do: the child mounted all the same, later."""
     program = f"""
