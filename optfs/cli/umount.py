@@ -17,7 +17,7 @@ def _seconds(text: str | float) -> float:
 
 @click.command("umount")
 @click.argument("mountpoint", type=point)
-@click.option("--lazy", is_flag=True, help="Take it out of sight even while it is in use.")
+@click.option("--lazy", is_flag=True, help="Take it out of sight even while it is in use, and don't wait for its end.")
 @click.option(
     "--timeout", type=_seconds, default=15.0, show_default=True, metavar="SECONDS", help="How long to wait for the background process."
 )

@@ -37,6 +37,10 @@ LEAVE_LIMIT = 0.5
 """Seconds for what has begun to end when nothing is mounted yet: requests that wait for a service are left."""
 
 
+LAZY_LIMIT = 1.0
+"""Seconds that a lazy unmount waits for the process, at most: while a file is open it won't end."""
+
+
 class Interrupted(BaseException):
     """A signal asked for the end before the mount was usable."""
 
@@ -227,7 +231,7 @@ def _is_running(pid: int) -> bool:
 
 
 def unmount(mountpoint: Path, *, lazy: bool, timeout: float) -> str | None:
-    """Unmount and wait for the process behind it; return a line where something else was done.
+    """Unmount and wait for the process behind it, up to `LAZY_LIMIT` where it may be in use; return a line where something else was done.
 
     Raises:
         ConfigError: nothing is mounted there.
@@ -242,6 +246,6 @@ def unmount(mountpoint: Path, *, lazy: bool, timeout: float) -> str | None:
     answer = ask_mount(path)
     mounts.unmount(path, lazy=lazy)
     pid = answer.get("pid") if answer else None
-    if isinstance(pid, int) and not end_of(pid, timeout):
+    if isinstance(pid, int) and not end_of(pid, min(timeout, LAZY_LIMIT) if lazy else timeout):
         return f"{path} is unmounted; its process {pid} ends when the last file is closed"
     return None
