@@ -47,6 +47,7 @@ class WorkerPool:
         self._prefetch_limit = limit - reserve
         self._lock = threading.Lock()
         self._wanted = threading.Condition(self._lock)
+        self._settled = threading.Condition(self._lock)
         # Guarded by _lock: all below. Invariant: _busy_prefetch <= _prefetch_limit, len(_threads) + _starting <= _limit.
         self._demand: deque[Job] = deque()
         self._prefetch: deque[Job] = deque()
@@ -88,7 +89,10 @@ class WorkerPool:
                 self._starting -= 1
                 if thread is not None:
                     self._threads.append(thread)
-                lost = not self._threads and not self._starting and job in queue
+                self._settled.notify_all()
+                while self._starting and not self._threads:  # others' first threads may yet run the job
+                    self._settled.wait()
+                lost = not self._threads and job in queue
                 if lost:
                     queue.remove(job)
         if lost:

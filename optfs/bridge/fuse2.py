@@ -21,6 +21,9 @@ Those that wait hold up all others beyond this number, also what is cached. With
 2 GiB): so many small requests lose their order on the way.
 """
 
+_get_session = ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.c_void_p)(("fuse_get_session", fuse._libfuse))
+_next_channel = ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p)(("fuse_session_next_chan", fuse._libfuse))
+_channel_fd = ctypes.PYFUNCTYPE(ctypes.c_int, ctypes.c_void_p)(("fuse_chan_fd", fuse._libfuse))
 _FILLER = ctypes.PYFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_char_p, ctypes.POINTER(fuse.c_stat), ctypes.c_longlong)
 
 
@@ -36,6 +39,7 @@ class Fuse2(Handlers):
         library = fuse._libfuse  # the binding's own handle; its `fuse_exit` works in handlers only
         session = ctypes.c_void_p(library.fuse_get_context().contents.fuse)
         self.core.leave = lambda: library.fuse_exit(session)
+        self.core.connection = _channel_fd(_next_channel(_get_session(session), None))
         self.core.started()
         return 0
 

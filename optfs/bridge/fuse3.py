@@ -46,6 +46,8 @@ _VECTOR_SIZE = ctypes.sizeof(_Vector) + 64  # later versions' buffers have more 
 _C = ctypes.PyDLL(None)
 _malloc = ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.c_size_t)(("malloc", _C))
 _calloc = ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.c_size_t, ctypes.c_size_t)(("calloc", _C))
+_get_session = ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.c_void_p)(("fuse_get_session", mfusepy._libfuse))
+_session_fd = ctypes.PYFUNCTYPE(ctypes.c_int, ctypes.c_void_p)(("fuse_session_fd", mfusepy._libfuse))
 _free = ctypes.PYFUNCTYPE(None, ctypes.c_void_p)(("free", _C))
 
 
@@ -92,6 +94,7 @@ class Fuse3(Handlers):
         library = mfusepy._libfuse  # the binding's own handle; its `fuse_exit` works in handlers only
         session = ctypes.c_void_p(library.fuse_get_context().contents.fuse)
         self.core.leave = lambda: library.fuse_exit(session)
+        self.core.connection = _session_fd(_get_session(session))
         self.core.started()
         return 0
 

@@ -61,6 +61,8 @@ class Core:
         self.started = started
         # Set by the binding before `started` is called: asks libfuse's loop to end after its next request. Not to be called once it has ended.
         self.leave: Callable[[], object] = lambda: None
+        # Set as `leave` is: the descriptor by which libfuse speaks with the kernel; None where it isn't known.
+        self.connection: int | None = None
 
 
 class Handlers:

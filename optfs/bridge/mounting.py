@@ -169,7 +169,16 @@ class Session:
             with contextlib.suppress(MountError):
                 mounts.unmount(self._mountpoint, lazy=True)
         if not self._is_in_place():
+            self._unmount_elsewhere()
             self._sever()
+
+    def _unmount_elsewhere(self) -> None:
+        """Unmount this mount where it was moved to, as with a folder above it."""
+        with contextlib.suppress(MountError):
+            for mount in mounts.mounts():
+                top = mounts.find(mount.mountpoint)
+                if mount.device == self._device and top is not None and top.device == self._device:
+                    mounts.unmount(mount.mountpoint, lazy=True)
 
     def _sever(self) -> None:
         """End the loop of a mount that isn't at its path any more.
@@ -178,17 +187,19 @@ class Session:
         which looks the same. The kernel closes the connection when the last thread has let go of it.
         """
         with contextlib.suppress(OSError):  # no descriptor left: the end of the process does it
-            connection = _connection()
-            if connection is None or _is_closed(connection):
-                return  # the loop ends by itself
-            logger.info("what is at %s is not this mount any more; its users lose it", self._mountpoint)
             reading, writing = os.pipe()
             os.close(reading)
+            try:
+                connection = self._connection()
+                if connection is None or _is_closed(connection):
+                    return  # the loop ends by itself
+                ctypes.PyDLL(None).dup2(writing, connection)  # os.dup2 may wait for the interpreter's lock, and the loop may end meanwhile
+            finally:
+                os.close(writing)
             assert self._core is not None
-            ctypes.PyDLL(None).dup2(writing, connection)  # os.dup2 may wait for the interpreter's lock, and the loop may end meanwhile
             self._core.leave()
             self._wake_loop()
-            os.close(writing)
+            logger.info("what is at %s is not this mount any more; its users lose it", self._mountpoint)
 
     def _wake_loop(self) -> None:
         """Let the loop look whether it is to end; libfuse then unmounts lazily.
@@ -202,7 +213,7 @@ class Session:
 
     def _is_in_place(self) -> bool:
         """Return whether what is at the mount point is this mount, or that can't be told."""
-        connection = _connection()
+        connection = self._connection()
         if connection is not None and _is_closed(connection):
             return False  # and another may have its number by now
         try:
@@ -210,6 +221,14 @@ class Session:
         except MountError:  # for want of a descriptor
             return True
         return self._device is None or (found is not None and found.device == self._device)
+
+    def _connection(self) -> int | None:
+        """Return the descriptor by which libfuse speaks with the kernel; None where it is closed, or isn't known."""
+        connection = self._core.connection if self._core else None
+        with contextlib.suppress(OSError):
+            if connection is not None and os.fstat(connection).st_rdev == _FUSE:
+                return connection
+        return None
 
     def _on_start(self) -> None:
         try:
@@ -288,16 +307,6 @@ def check_allow_other(config: Path = Path("/etc/fuse.conf")) -> None:
         lines = []
     if not any(line.strip() == "user_allow_other" for line in lines):
         raise MountError("--allow-other needs a line `user_allow_other` in /etc/fuse.conf; ask root to add it, or leave the option out")
-
-
-def _connection() -> int | None:
-    """Return the descriptor by which libfuse speaks with the kernel; None where it is closed, or can't be told."""
-    with contextlib.suppress(OSError):
-        for name in os.listdir("/proc/self/fd"):  # noqa: PTH208 - numbers are wanted
-            with contextlib.suppress(OSError):
-                if os.fstat(int(name)).st_rdev == _FUSE:
-                    return int(name)
-    return None
 
 
 def _is_closed(connection: int) -> bool:

@@ -171,8 +171,8 @@ class ApiClient:
             if failure is not None:
                 asked = failure.retry_after if isinstance(failure, ServiceUnavailable) else None
                 wait = asked if asked is not None else FIRST_PAUSE * 2 ** (number - 1) * self._dice.uniform(0.5, 1.0)
-                limit = min(deadline.remaining(), LONGEST_ASKED if self._granted else math.inf)
-                if wait >= limit or self._pause(wait):
+                longest = LONGEST_ASKED if self._granted else math.inf
+                if wait > longest or wait >= deadline.remaining() or self._pause(wait):
                     raise failure
             try:
                 body = self._try(path, query, token, deadline)
@@ -188,7 +188,7 @@ class ApiClient:
     def _try(self, path: str, query: dict[str, str], token: str, deadline: Deadline) -> dict[str, Any]:
         wait = max(0.05, deadline.remaining())
         timeouts = (min(wait, CONNECT_TIMEOUT), min(wait, SILENCE))
-        with Watch(wait) as watch:
+        with Watch() as watch:
             self._begin(watch)
             try:
                 ask = partial(self._get, watch, path, query, token, timeouts)

@@ -8,11 +8,13 @@ Threads: `ask-api`, one for each try; those that aren't heard end with what they
 
 import contextlib
 import queue
-import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
+from functools import partial
 from typing import TypeVar
+
+from optfs.threads import StartedThread
 
 Answer = TypeVar("Answer")
 
@@ -20,7 +22,8 @@ Answer = TypeVar("Answer")
 def first_answer(ask: Callable[[], Answer], *, every: float, within: float) -> Answer:
     """Return what the first of several calls of `ask` returns; one more is made each `every` seconds.
 
-    Raises what the last one raised, when all that were made have failed; TimeoutError when `within` seconds are over.
+    Raises what the last one raised, when all that were made have failed; TimeoutError when `within` seconds are over; MemoryError when there
+    is none for a first thread.
     """
     results: queue.SimpleQueue[Future[Answer]] = queue.SimpleQueue()
     running = 0
@@ -28,8 +31,12 @@ def first_answer(ask: Callable[[], Answer], *, every: float, within: float) -> A
     end = now + within
     while now < end:
         if now >= due:
-            threading.Thread(target=_run, args=(ask, Future(), results), name="ask-api", daemon=True).start()
-            running += 1
+            try:
+                StartedThread(partial(_run, ask, Future(), results), "ask-api")
+                running += 1
+            except (RuntimeError, MemoryError):
+                if not running:
+                    raise MemoryError from None
             due = now + every
         with contextlib.suppress(queue.Empty):
             result = results.get(timeout=max(0.0, min(due, end) - now))

@@ -4,7 +4,7 @@ The timeouts of sockets bound each wait for bytes, not their sum: headers or a b
 a duplicate of each socket that the exchange opens and shuts the connection down, which wakes a thread that waits in it, also below TLS. A
 connection that was shut down looks ended by the peer; so `ended` must be asked before an answer is believed.
 
-Lock: `_lock` guards the fields below it; it is a leaf. The timer's thread runs `end`, which only shuts sockets down.
+Lock: `_lock` guards the fields below it; it is a leaf.
 """
 
 import contextlib
@@ -22,21 +22,17 @@ import urllib3.connection
 class Watch:
     """A context manager around one exchange."""
 
-    def __init__(self, seconds: float) -> None:
-        """Prepare; the time runs from entering on."""
-        self._timer = threading.Timer(seconds, self.end)
-        self._timer.daemon = True
+    def __init__(self) -> None:
+        """Watch nothing yet."""
         self._lock = threading.Lock()
         # Guarded by _lock: both below.
         self._sockets: list[socket.socket] = []
         self._ended = False
 
     def __enter__(self) -> Self:
-        self._timer.start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._timer.cancel()
         self.end()  # what others still wait for
         with self._lock:
             for held in self._sockets:

@@ -129,7 +129,7 @@ class Blocks:
                         return fetch
                     left = deadline.remaining()
                     if left <= 0:
-                        raise DeadlineExceeded("a read took longer than --timeout: all memory is in use; raise --memory")
+                        raise self._overdue(fetch)
                     if self._clock() >= look_at:
                         break
                     self._waiting[fetch.info.provider] += 1
@@ -139,6 +139,15 @@ class Blocks:
                         self._waiting[fetch.info.provider] -= 1
             deadline.check_abandoned()
             look_at = self._clock() + LOOK_AGAIN
+
+    def _overdue(self, fetch: Fetch) -> DeadlineExceeded:
+        """Return what a fetch failed by that found no room in time; it holds."""
+        message = "a read took longer than --timeout: all memory is in use; raise --memory"
+        if fetch.bound and not self._may_bind(fetch, for_reader=False):
+            message = "a read took longer than --timeout, as others did for which the service gives no bytes; check the network"
+        error = DeadlineExceeded(message)
+        self._hold(fetch.parts, error)
+        return error
 
     def bind(self, fetch: Fetch) -> bool:
         """Count a fetch that the block cache lacks as its store's, or end it where that may take no more: its readers demand it anew."""
@@ -150,6 +159,7 @@ class Blocks:
                 self._bound[fetch.info.provider] += fetch.length
                 return True
             if fetch.give_up():
+                fetch.spare = None  # its readers hold the fetch while they wait again
                 self._forget(fetch)
                 self._room.notify_all()
             return False
@@ -183,7 +193,9 @@ class Blocks:
     def offer(self, info: ObjectInfo, part: Part, view: memoryview) -> None:
         """Keep a part that came by the way, if there is room."""
         with self._lock:
-            if part not in self._flights and self._make_room(Fetch(info, (part,), demanded=False), for_reader=False):
+            fetch = Fetch(info, (part,), demanded=False)
+            fetch.bound = False  # no store brings it
+            if part not in self._flights and self._make_room(fetch, for_reader=False):
                 self._insert(part, view, read=True)
 
     def failed(self, fetch: Fetch, error: OptfsError) -> None:
@@ -349,6 +361,10 @@ class Blocks:
             elif self._ahead and next(iter(self._ahead.values()))[1] < self._clock() - FRESH:
                 self._evict_ahead(next(iter(self._ahead)))
             elif not (for_reader and self._cancel_newest()):
+                if fetch.spare is not None:
+                    self._spares.append(fetch.spare)
+                    self._taken += len(fetch.spare)
+                    fetch.spare = None
                 return False
 
     def _may_bind(self, fetch: Fetch, *, for_reader: bool) -> bool:

@@ -76,7 +76,7 @@ class Fetcher:
         fetch.bound = fetch.missed = missed or self._cache is None
         admitted = self._blocks.demand(fetch, deadline)
         if admitted is fetch and fetch.missed:
-            self._guard(fetch, self._submit)
+            self._submit(fetch)
         elif admitted is fetch:
             self._start(fetch)
         elif admitted is not None:
@@ -94,16 +94,15 @@ class Fetcher:
         admitted = self._blocks.ahead(fetch)
         if not admitted:
             return admitted is None
-        self._guard(fetch, self._submit, Priority.PREFETCH)
+        self._submit(fetch, Priority.PREFETCH)
         return fetch
 
     def _start(self, fetch: Fetch) -> None:
         """Bring what a reader waits for: from the block cache where it has it, else from a store."""
-        self._guard(fetch, self._submit if self._cache is None else self._submit_look)
-
-    def _submit_look(self, fetch: Fetch) -> None:
-        if not self._looks.submit(partial(self._look, fetch.ticket), Priority.DEMAND) and fetch.begin():
-            self._fail(fetch, ServiceUnavailable("the mount is ending"))
+        if self._cache is None:
+            self._submit(fetch)
+        else:
+            self._queue(self._looks, self._look, fetch, Priority.DEMAND)
 
     def _look(self, ticket: Ticket) -> None:
         fetch = ticket.fetch
@@ -127,9 +126,18 @@ class Fetcher:
 
     def _submit(self, fetch: Fetch, priority: Priority = Priority.DEMAND) -> None:
         """Queue a fetch for its store."""
-        pool = self._pools[fetch.info.provider]
-        if not pool.submit(partial(self._run, fetch.ticket), priority) and fetch.begin():
-            self._fail(fetch, ServiceUnavailable("the mount is ending"))
+        self._queue(self._pools[fetch.info.provider], self._run, fetch, priority)
+
+    def _queue(self, pool: WorkerPool, work: Callable[[Ticket], None], fetch: Fetch, priority: Priority) -> None:
+        """Have a pool do something for a fetch, or end it, unless a worker has it in hand already."""
+        error: OptfsError = ServiceUnavailable("the mount is ending")
+        try:
+            if pool.submit(partial(work, fetch.ticket), priority):
+                return
+        except MemoryError:
+            error = _out_of_memory()
+        if fetch.begin():
+            self._fail(fetch, error)
 
     def _run(self, ticket: Ticket) -> None:
         fetch = ticket.fetch
@@ -146,7 +154,7 @@ class Fetcher:
             self._told(fetch, error)
         except MemoryError as error:
             traceback.clear_frames(error.__traceback__)
-            self._fail(fetch, OutOfMemory("there is no memory for a read; let the mount have more, or give it a smaller --memory"))
+            self._fail(fetch, _out_of_memory())
         except BaseException:
             self._fail(fetch, ServiceError("a read failed for a reason that isn't foreseen; see the log"))
             raise
@@ -263,3 +271,7 @@ class Fetcher:
     def _key(self, info: ObjectInfo, part: Part) -> BlockKey:
         uri = self._stores[info.provider].root.uri(info.key)
         return BlockKey(uri, info.version, info.size, part[1], part[2])
+
+
+def _out_of_memory() -> OutOfMemory:
+    return OutOfMemory("there is no memory for a read; let the mount have more, or give it a smaller --memory")

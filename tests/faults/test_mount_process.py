@@ -144,6 +144,19 @@ def test_a_signal_ends_a_mount_that_is_out_of_sight_and_leaves_alone_what_has_it
             assert new.end() == 0
 
 
+def test_a_signal_takes_away_a_mount_that_was_moved_with_a_folder_above_it(
+    services: Services, tmp_path: Path, kind: tuple[str, str]
+) -> None:
+    """A dead mount point stayed at its new place."""
+    before, after = tmp_path / "before", tmp_path / "after"
+    before.mkdir()
+    with MountProcess(services, before, *kind) as mount:
+        before.rename(after)
+        os.kill(mount.pid, signal.SIGTERM)
+        assert running.end_of(mount.pid, running.STOP_LIMIT / 2)
+        assert mounts.find(after / mount.path.relative_to(before)) is None
+
+
 def test_a_signal_ends_a_mount_that_is_out_of_sight_although_a_reader_waits(
     services: Services, tmp_path: Path, kind: tuple[str, str]
 ) -> None:

@@ -159,13 +159,13 @@ def test_retry_after_is_honoured(asked: str) -> None:
 def test_a_long_retry_after_is_told_at_once_when_there_are_readers() -> None:
     """They would wait for the API's sake; before the first grant there are none."""
     pauses = Pauses()
-    asking = [refusal(429, {"Retry-After": "1"}), refusal(429, {"Retry-After": "7"})]
+    asking = [refusal(429, {"Retry-After": "2"}), refusal(429, {"Retry-After": "7"})]
     with StandIn(answer(200, GCP_BODY), *asking, answer(200, GCP_BODY)) as server:
         renewing = client(server.url, pause=pauses)
         renewing.fetch_gcp()
         with pytest.raises(ServiceUnavailable, match="overloaded"):
             renewing.fetch_gcp()
-        assert pauses.seconds == [1.0]
+        assert pauses.seconds == [2.0]
         renewing.fetch_gcp()
 
 

@@ -18,7 +18,7 @@ from optfs.reading.readahead import BLOCK, PIECE
 from optfs.stores.protocol import Progress
 from optfs.values import Deadline, MiB, ObjectInfo, Provider, never
 from optfs.workers import Priority, WorkerPool
-from tests.support.reading import PATIENCE, FakeCache, FakeStore, check, ended, info, nothing_follows, reading, started, until
+from tests.support.reading import PATIENCE, FakeCache, FakeStore, HandClock, check, ended, info, nothing_follows, reading, started, until
 
 
 def test_what_is_cached_is_read_while_every_worker_waits_for_a_silent_store() -> None:
@@ -79,8 +79,36 @@ def test_a_silent_store_leaves_room_to_the_other_one_and_both_to_the_cache() -> 
     looks = [fetch(f"look-{number}", "aws", bound=False) for number in range(2)]
     assert [blocks.demand(look, deadline) for look in looks] == looks
     assert [blocks.bind(look) for look in looks] == [False, False]
+    assert all(look.spare is None for look in looks)
+    whole = fetch("by the way", "aws")
+    blocks.offer(whole.info, whole.parts[0], memoryview(bytes(MiB)))
+    assert blocks.known(whole.parts[0])
+    blocks.drop(whole.parts[0])
     assert blocks.counters().resident_bytes == 14 * MiB
     assert all(look.failed and look.speculative for look in looks)
+
+
+def test_a_reader_that_found_no_room_in_time_has_an_answer_that_holds() -> None:
+    """The kernel asks again for each page, and each would wait for the timeout; the line says what is the matter."""
+    clock = HandClock()
+    blocks = Blocks(16 * MiB, MiB, clock)
+
+    def demand(key: str, bound: bool, seconds: float) -> Fetch | None:
+        one = info(key, MiB)
+        fetch = Fetch(one, ((ident_of(one), 0, MiB),), demanded=True)
+        fetch.bound = bound
+        return blocks.demand(fetch, Deadline.after(clock, seconds))
+
+    for number in range(12):
+        demand(f"bound-{number}", True, 0)
+    for seconds in (0, 60):
+        with pytest.raises(DeadlineExceeded, match="check the network"):
+            demand("one more", True, seconds)
+    for number in range(4):
+        demand(f"look-{number}", False, 0)
+    for seconds in (0, 60):
+        with pytest.raises(DeadlineExceeded, match="raise --memory"):
+            demand("look", False, seconds)
 
 
 def test_readers_that_give_up_take_along_what_nobody_else_waits_for() -> None:

@@ -147,6 +147,38 @@ def test_a_thread_that_finds_no_memory_to_begin_holds_up_nobody(monkeypatch: pyt
     assert pool.close(LIMIT)
 
 
+def test_jobs_whose_threads_all_find_no_memory_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also the one whose thread failed while another was still being started."""
+    first, second, both = threading.Event(), threading.Event(), threading.Barrier(2)
+    turns = iter([first, second])
+    pool = WorkerPool("test", 2, reserve=0)
+    refused: list[str] = []
+
+    def fail(_run: object, name: str) -> StartedThread:
+        turn = next(turns)
+        both.wait(LIMIT)
+        _wait(turn)
+        raise MemoryError(name)
+
+    def submit(name: str) -> None:
+        try:
+            pool.submit(partial(pytest.fail, name), Priority.DEMAND)
+        except MemoryError:
+            refused.append(name)
+
+    monkeypatch.setattr(workers, "StartedThread", fail)
+    submitting = [threading.Thread(target=submit, args=(name,), daemon=True) for name in ("one", "two")]
+    for thread in submitting:
+        thread.start()
+    first.set()
+    submitting[0].join(0.1)
+    second.set()
+    for thread in submitting:
+        thread.join(LIMIT)
+    assert sorted(refused) == ["one", "two"]
+    assert pool.close(LIMIT)
+
+
 def test_a_thread_that_begins_after_it_was_given_up_runs_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever started it was told that it won't."""
     late: list[Callable[[], None]] = []
