@@ -8,6 +8,7 @@
     ├── AccessError                 EACCES                                    mount exits with 3
     │   ├── NoExport                the account has no export on a provider
     │   ├── TokenRefused            the Authentication API refused the personal access token
+    │   ├── NotRenewed              the credential has expired; also a ServiceUnavailable, as trying again may help
     │   ├── CredentialRejected      a store refused a credential: renewing it may help
     │   └── AccessDenied            a store refused the request, and a new credential would not help
     ├── ServiceError                EIO                                       mount exits with 4

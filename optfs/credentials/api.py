@@ -7,7 +7,8 @@ Rules:
 - `Retry-After` is honoured where it is short; a longer one fails at once, so that readers hear of it, and whoever renews waits for it while it
   has a valid credential. Until there was a first grant no reader waits, and it is honoured where it fits into the deadline.
 - Without an answer another connection is asked as well after a few seconds (`credentials.overlap`).
-- The whole exchange has a deadline, also against headers or a body that trickle (`credentials.watch`), and a body has a limit.
+- The whole exchange has a deadline, also against headers or a body that trickle (what is late is ended, `credentials.watch`), and a body has
+  a limit.
 - What an answer says about where the data lies is believed only if it names the documented bucket and the account's prefix.
 
 Facts about the API: Optimizely's documentation of the Experimentation Events Export.
@@ -81,13 +82,12 @@ class _Bearer(requests.auth.AuthBase):
 class ApiClient:
     """Asks for credentials. One thread at a time."""
 
-    def __init__(  # noqa: PLR0913 - settings, and the clocks that tests replace
+    def __init__(
         self,
         base_url: str,
         read_token: Callable[[float], str],
         *,
         account: str | None = None,
-        allow_any_bucket: bool = False,
         timeout: float = 30.0,
         clock: Clock = time.monotonic,
         wall_clock: Clock = time.time,
@@ -100,7 +100,6 @@ class ApiClient:
             base_url: `https://api.optimizely.com/v2`, or http on loopback.
             read_token: gives the token for each exchange, within so many seconds.
             account: the account that the answer must be about, or None for any.
-            allow_any_bucket: believe an answer that names another bucket than the documented one.
             timeout: seconds for one exchange, all tries together.
             clock: monotonic.
             wall_clock: seconds since the epoch.
@@ -117,7 +116,6 @@ class ApiClient:
         self._loopback = parts.scheme == "http"
         self._read_token = read_token
         self._account = account
-        self._any_bucket = allow_any_bucket
         self._timeout = timeout
         self._clock = clock
         self._wall_clock = wall_clock
@@ -196,7 +194,7 @@ class ApiClient:
             except (requests.exceptions.RequestException, urllib3.exceptions.HTTPError, OSError) as error:
                 raise self._unreachable(error, ended=watch.ended) from error
             if watch.ended:
-                raise ServiceUnavailable(f"{self._host} takes too long to answer; check the network")
+                raise ServiceUnavailable("the mount is ending")
         if response.status_code == 200:
             return _json_object(body)
         raise self._refusal(response, body, token)
@@ -278,7 +276,7 @@ class ApiClient:
         if len(path) != 2 or path[0] != "v1" or not path[1].startswith("account_id=") or not _ACCOUNT.fullmatch(account):
             raise InvalidResponse("the Authentication API's answer doesn't name the account's folder", detail=repr(uri[:200]))
         documented = AWS_BUCKET if provider == "aws" else GCP_BUCKET_PREFIX + account
-        if bucket != documented and not self._any_bucket:
+        if bucket != documented:
             raise InvalidResponse("the Authentication API's answer names a bucket that is not Optimizely's", detail=repr(uri[:200]))
         if self._account is not None and self._account != account:
             raise AccessError(f"the token is for account {account}, not for {self._account}; check --account")

@@ -50,7 +50,6 @@ def client(
     url: str,
     *,
     account: str | None = None,
-    allow_any_bucket: bool = False,
     timeout: float = 60.0,
     pause: Callable[[float], bool] | None = None,
 ) -> ApiClient:
@@ -59,7 +58,6 @@ def client(
         url,
         lambda _: TOKEN,
         account=account,
-        allow_any_bucket=allow_any_bucket,
         timeout=timeout,
         wall_clock=lambda: NOW,
         pause=pause or Pauses(),
@@ -375,14 +373,6 @@ def test_a_trailing_slash_changes_nothing() -> None:
         assert client(server.url).fetch_aws().root.prefix == "v1/account_id=123/"
     with StandIn(answer(200, GCP_BODY | {"uri": "gs://optimizely-e3-123/v1/account_id=123/"})) as server:
         assert client(server.url).fetch_gcp().root.prefix == "v1/account_id=123/"
-
-
-def test_another_bucket_needs_permission() -> None:
-    """And even then it must be a bucket's name with the account's folder."""
-    with StandIn(answer(200, AWS_BODY | {"s3Path": "s3://own-bucket/v1/account_id=123"})) as server:
-        assert client(server.url, allow_any_bucket=True).fetch_aws().root.bucket == "own-bucket"
-    with StandIn(answer(200, AWS_BODY | {"s3Path": "s3://user@host:80/v1/account_id=123"})) as server, pytest.raises(InvalidResponse):
-        client(server.url, allow_any_bucket=True).fetch_aws()
 
 
 def test_another_account_than_the_one_asked_for() -> None:
