@@ -39,12 +39,13 @@ def no_log_errors(request: pytest.FixtureRequest) -> Iterator[None]:
 
 @pytest.fixture(autouse=True, scope="session")
 def clean_environment() -> None:
-    """Take the caller's own credentials and settings out of the way.
+    r"""Take the caller's own credentials and settings out of the way.
 
-    Shells start background jobs with ctrl-C ignored, and children inherit it: tests that press ctrl-C need the default.
+    Shells start background jobs with ctrl-C and ctrl-\\ ignored, and children inherit it: tests that press them need the defaults.
     """
     for name in list(os.environ):
         if name.startswith(("OPTFS_", "OPTIMIZELY_", "AWS_", "GOOGLE_", "STORAGE_EMULATOR")):
             del os.environ[name]
     os.environ["AWS_EC2_METADATA_DISABLED"] = "true"
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGQUIT, signal.SIG_DFL)

@@ -7,9 +7,12 @@ The kernel keeps one set of attributes and one page cache a file, whatever versi
   (`LOOKUP_REVAL` in `fs/namei.c: do_filp_open`) and opens again, without the program noticing. The kernel takes an answer in the thread
   that asked, which may be late: while a change is new, an open is believed only of a thread that was itself told of the version, and
   nobody of another one since. (What remains: the kernel ignores an answer when it took a former one while the request was on its way.)
-- Pages across opens. They are kept (`keep_cache`) only when they come from the version that is opened. Whose they are is noted when a file
-  is closed, not when it is opened: the kernel drops former pages when it takes the answer to an open, and another open may overtake that.
-  A handle that was never read says nothing: that answer may have been a refusal, or may not have been taken at all.
+- Pages across opens. They are kept (`keep_cache`) only when they come from the version that is opened. Of a file of which no other version
+  was opened they can't but do. Else, whose they are is noted when a file is closed, not when it is opened: the kernel drops former pages when
+  it takes the answer to an open, and another open may overtake that. A handle that was never read says nothing: that answer may have been a
+  refusal, or may not have been taken at all. One that was read and is still open says the same as one that was closed.
+  Pages aren't dropped without need also because that waits for those that are being read: at a second open of a file whose bytes don't come,
+  a program that not even `kill -9` ends would wait for the timeout.
 - Pages of two versions at once. While an older version is still open, a newer one is opened past the page cache (`direct_io`), so that
   neither file's reads find the other's pages.
 - The end of an older version. Once the kernel was told a newer version's size it ends all reads there, and fills with zeros what an older
@@ -21,7 +24,7 @@ The kernel keeps one set of attributes and one page cache a file, whatever versi
 Algorithm: versions told, and changes among them, are kept in two generations of `lifetime` seconds each, so that each is remembered for at
 least one lifetime and forgotten after two; memory is bounded by what is told meanwhile. An open is noted before it is checked, and what is
 told is noted before it is looked whether the file is open: whichever comes second sees the other. Versions in the page cache are an LRU
-of `MAX_PAGES`; forgetting one costs its pages.
+of `MAX_PAGES`; forgetting one costs its pages, and from then on a file that isn't remembered may have been opened before.
 
 Locks: `_lock` is a leaf and guards all but what was told, and `_unread`, whose single operations are atomic: a lost race between telling
 and turning loses one record's second lifetime, never its first.
@@ -77,10 +80,12 @@ class KernelCache:
         # Called under _lock when the first file is torn (True) and when none is any more (False); must not call back.
         self.on_torn: Callable[[bool], None] = lambda _torn: None
         self._lock = threading.Lock()
-        # Guarded by _lock: all below. Invariants: each list of _open is non-empty and holds the versions of the path's open handles; _torn
-        # has the version told last, and its size, of each path that was told in another version than one in _open, until that is closed.
+        # Guarded by _lock: all below. Invariants: each list of _open is non-empty and holds the path's open handles; _torn
+        # has the version told last, and its size, of each path that was told in another version than one in _open, until that is closed;
+        # _pages has the version that a path's pages are of, "" where that isn't known; unless something was forgotten, all that were opened.
         self._pages: OrderedDict[str, str] = OrderedDict()
-        self._open: dict[str, list[str]] = {}
+        self._forgot = False
+        self._open: dict[str, list[int]] = {}
         self._handles: dict[int, _Handle] = {}
         self._torn: dict[str, tuple[str, int]] = {}
 
@@ -106,26 +111,25 @@ class KernelCache:
     def opened(self, path: str, version: str, size: int, handle: int) -> OpenMode:
         """Note an open of a version of `size` bytes, and return how the kernel must treat it."""
         with self._lock:
-            versions = self._open.get(path)
-            direct = any(other != version for other in versions or ())
-            kept = self._pages.get(path) == version and not direct
+            others = self._open.get(path)
+            versions = {self._handles[other].version for other in others or ()}
+            direct = not versions <= {version}
+            pages = self._pages.get(path, "" if self._forgot else version)
+            kept = not direct and (pages == version or any(map(self._has_pages, others or ())))
             mode = OpenMode(kept, direct)
             try:
                 self._handles[handle] = _Handle(path, version, size, direct, kept)
                 if not kept:
                     self._unread.add(handle)
-                if versions is None:
-                    self._open[path] = [version]
+                if others is None:
+                    self._open[path] = [handle]
                 else:
-                    versions.append(version)
+                    others.append(handle)
             except BaseException:  # for want of memory: an open that nobody will close
                 self._handles.pop(handle, None)
                 self._unread.discard(handle)
                 raise
-            if kept:
-                self._pages.move_to_end(path)
-            else:
-                self._pages.pop(path, None)
+            self._note_pages(path, version if kept else "")
             return mode
 
     def read(self, handle: int) -> None:
@@ -141,20 +145,17 @@ class KernelCache:
             entry = self._handles.pop(handle, None)
             if entry is None:
                 return
-            versions = self._open[entry.path]
-            versions.remove(entry.version)
-            if not versions:
+            others = self._open[entry.path]
+            others.remove(handle)
+            if not others:
                 del self._open[entry.path]
             newest = self._torn.get(entry.path)
-            if newest is not None and (not versions or all(version == newest[0] for version in versions)):
+            if newest is not None and all(self._handles[other].version == newest[0] for other in others):
                 del self._torn[entry.path]
                 if not self._torn:
                     self.on_torn(False)
             if not entry.direct and (entry.kept or not unread):
-                self._pages.pop(entry.path, None)
-                self._pages[entry.path] = entry.version  # last: where there is no memory for it, that costs the pages alone
-                if len(self._pages) > MAX_PAGES:
-                    self._pages.popitem(last=False)
+                self._note_pages(entry.path, entry.version)  # last: where there is no memory for it, that costs the pages alone
 
     def told_of(self, handle: int, caller: Caller) -> None:
         """Note that the kernel is told the attributes of an open file's own version; of a torn one it keeps none."""
@@ -174,6 +175,22 @@ class KernelCache:
         newest = self._torn.get(held.path)
         return newest is not None and not held.direct and newest[0] != held.version and newest[1] > held.size
 
+    def _note_pages(self, path: str, version: str) -> None:
+        try:
+            self._pages[path] = version
+        except MemoryError:
+            self._forgot = True
+            raise
+        self._pages.move_to_end(path)
+        if len(self._pages) > MAX_PAGES:
+            self._pages.popitem(last=False)
+            self._forgot = True
+
+    def _has_pages(self, handle: int) -> bool:
+        """Return whether the pages that the kernel has of an open file are of the handle's version."""
+        held = self._handles[handle]
+        return not held.direct and (held.kept or handle not in self._unread)
+
     def _remember(self, path: str, version: str, caller: Caller) -> None:
         if self._clock() >= self._turn_at:
             self._turn()
@@ -189,7 +206,7 @@ class KernelCache:
     def _tear(self, path: str, version: str, size: int) -> None:
         with self._lock:
             # Once torn, a path's record follows what is told, also to the version that is open: an older one may have been told in between.
-            if path not in self._torn and all(other == version for other in self._open.get(path, ())):
+            if path not in self._torn and all(self._handles[other].version == version for other in self._open.get(path, ())):
                 return
             first = not self._torn
             self._torn[path] = (version, size)

@@ -21,7 +21,7 @@ from urllib3.response import BaseHTTPResponse
 from optfs.credentials.protocol import CredentialSource, GcpCredential
 from optfs.errors import OptfsError
 from optfs.stores.counters import StoreCounters
-from optfs.stores.gcs_answers import check_prefix, check_read, current_credential, failure, no_listing
+from optfs.stores.gcs_answers import check_members, check_prefix, check_read, current_credential, failure, no_listing
 from optfs.stores.protocol import Progress
 from optfs.stores.ranges import range_header
 from optfs.stores.s3_listing import parse_time
@@ -136,13 +136,14 @@ def parse_listing(body: bytes) -> ListPage:
     """
     try:
         answer = json.loads(body)
+        check_members(answer)
         objects = tuple(
             ObjectInfo(item["name"], int(item["size"]), parse_time(item["updated"]), str(int(item["generation"])), "gcp")
             for item in answer.get("items", ())
         )
         prefixes = tuple(str(prefix) for prefix in answer.get("prefixes", ()))
         continuation = answer.get("nextPageToken")
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise no_listing(error) from error
     return ListPage(objects, prefixes, str(continuation) if continuation else None)
 

@@ -8,10 +8,12 @@ from collections.abc import Mapping
 
 from optfs.credentials.protocol import CredentialSource, GcpCredential
 from optfs.errors import AccessDenied, AccessError, InvalidResponse, OptfsError, ServiceError, ServiceUnavailable
+from optfs.stores.entries import is_possible
 from optfs.stores.ranges import check_range, gone, looks_like_html, retry_after
 from optfs.stores.rejection import RejectedCredential
 from optfs.values import AccountRoot, Deadline, ListPage, ObjectInfo
 
+_MEMBERS = frozenset({"kind", "items", "prefixes", "nextPageToken"})
 _BUSY = frozenset({"rateLimitExceeded", "userRateLimitExceeded", "backendError", "internalError"})
 
 
@@ -27,12 +29,16 @@ def check_read(status: int, headers: Mapping[str, str], info: ObjectInfo, start:
     """Check that an answer announces exactly the bytes asked for, of exactly this version.
 
     Raises:
-        VersionGone, InvalidResponse: see `ranges.check_range`; VersionGone also for another generation.
+        VersionGone, InvalidResponse: see `ranges.check_range`; VersionGone also for another generation, InvalidResponse for none: a web page
+            may have the length of the object.
 
     """
     try:
         check_range(status, headers, info, start, length)
-        got = headers.get("X-Goog-Generation", info.version)
+        got = headers.get("X-Goog-Generation")
+        if got is None:
+            message = "the answer isn't Google Cloud Storage's; is a proxy or a sign-in page in between?"
+            raise InvalidResponse(message, detail="no generation")
         if got != info.version:
             raise gone(info, f"generation {got[:40]} instead of {info.version}")
     except OptfsError as error:
@@ -41,14 +47,23 @@ def check_read(status: int, headers: Mapping[str, str], info: ObjectInfo, start:
 
 
 def check_prefix(page: ListPage, prefix: str) -> ListPage:
-    """Return the page; InvalidResponse where it holds another object than one below `prefix`, or a name that is no text."""
+    """Return the page; InvalidResponse where it holds another object than one below `prefix`, or what can't be."""
     try:
         below = all(info.key.startswith(prefix) for info in page.objects)
-    except AttributeError as error:
+        possible = all(map(is_possible, page.objects))
+    except (AttributeError, TypeError) as error:
         raise no_listing(error) from error
     if not below:
         raise InvalidResponse("Google Cloud Storage listed other objects than asked for")
+    if not possible:
+        raise InvalidResponse("Google Cloud Storage sent a listing with impossible entries")
     return page
+
+
+def check_members(answer: Mapping[str, object]) -> None:
+    """Raise InvalidResponse for JSON that is no listing: GCS sends the members asked for and no others, none of them for an empty one."""
+    if not answer.keys() <= _MEMBERS:
+        raise no_listing(ValueError(f"members {sorted(answer)}"))
 
 
 def no_listing(error: Exception) -> InvalidResponse:
@@ -109,7 +124,7 @@ def _reason(body: bytes) -> str:
     """Return what the body of an error says; empty where it says nothing."""
     try:
         return ascii(str(json.loads(body)["error"]["errors"][0]["reason"])[:80])[1:-1]  # one line, whatever it holds
-    except (ValueError, KeyError, TypeError, IndexError):
+    except (ValueError, KeyError, TypeError, IndexError, RecursionError):
         return ""
 
 

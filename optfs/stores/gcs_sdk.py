@@ -10,6 +10,7 @@ Neither ~/.netrc, nor ~/.config/gcloud, nor a metadata server is looked at. No l
 """
 
 import io
+import json
 import ssl
 import time
 from collections.abc import Callable, Mapping
@@ -29,7 +30,7 @@ from optfs.errors import OptfsError
 from optfs.stores.counters import RequestKind, StoreCounters
 from optfs.stores.exchange import Exchange, Exchanges, Read, receive, unasked
 from optfs.stores.gcs import ENDPOINT, FIELDS, PAGE_LIMIT, PAGE_OBJECTS
-from optfs.stores.gcs_answers import check_prefix, check_read, current_credential, failure, no_listing
+from optfs.stores.gcs_answers import check_members, check_prefix, check_read, current_credential, failure, no_listing
 from optfs.stores.network import find_proxy, parse_endpoint, server, tls_context
 from optfs.stores.protocol import Progress
 from optfs.stores.receiver import NETWORK_ERRORS, Receiver
@@ -100,7 +101,7 @@ class GcsSdkStore:
                 page = next(listing.pages)
                 objects = tuple(_object(blob) for blob in page)
                 prefixes = tuple(str(name) for name in page.prefixes)
-            except (ValueError, KeyError, TypeError, AttributeError) as error:
+            except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
                 raise no_listing(error) from error
         return check_prefix(ListPage(objects, prefixes, listing.next_page_token or None), prefix)
 
@@ -143,6 +144,8 @@ class GcsSdkStore:
             raise self._receiver.translate(_cause(error), exchange.deadline) from error
         self._counters.status(answer.status_code)
         body = receive(answer.raw, exchange, self._receiver, limit=PAGE_LIMIT, check_read=check_read, failure=self._failure)
+        if exchange.read is None:
+            check_members(json.loads(body))
         answer.raw = urllib3.HTTPResponse(io.BytesIO(body), preload_content=False)
         return answer
 

@@ -26,15 +26,17 @@ def check_read(status: int, headers: Mapping[str, str], info: ObjectInfo, start:
     """Check that an answer announces exactly the bytes asked for, of exactly this version.
 
     Raises:
-        VersionGone, InvalidResponse: see `ranges.check_range`; VersionGone also for another ETag.
+        VersionGone, InvalidResponse: see `ranges.check_range`; VersionGone also for another ETag, InvalidResponse for none: a web page may
+            have the length of the object.
 
     """
     try:
         check_range(status, headers, info, start, length)
-        tag = f'"{info.version}"'
-        got = headers.get("ETag", tag)
+        got = headers.get("ETag")
+        if got is None:
+            raise InvalidResponse("the answer isn't S3's; is a proxy or a sign-in page in between?", detail="no ETag")
         if got.removeprefix("W/").strip('"') != info.version:
-            raise gone(info, f"ETag {got[:80]} instead of {tag}")
+            raise gone(info, f'ETag {got[:80]} instead of "{info.version}"')
     except OptfsError as error:
         error.detail = f"{error.detail}; request {_request_id(headers)}"
         raise
@@ -98,7 +100,7 @@ class _Told(NamedTuple):
 def _parse_error(body: bytes) -> _Told:
     try:
         root = ElementTree.fromstring(body)  # noqa: S314 - expat limits the expansion of entities itself since 2.4.1
-    except (ElementTree.ParseError, ValueError):
+    except (ElementTree.ParseError, ValueError, LookupError):
         return _Told("", "")
     # One line each in messages and the log, whatever they hold.
     found = {child.tag.rpartition("}")[2]: ascii((child.text or "")[:80])[1:-1] for child in root}

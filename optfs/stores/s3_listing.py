@@ -14,6 +14,7 @@ from urllib.parse import unquote_plus
 from xml.etree import ElementTree
 
 from optfs.errors import InvalidResponse
+from optfs.stores.entries import is_possible
 from optfs.values import ListPage, MiB, ObjectInfo
 
 PAGE_LIMIT = 32 * MiB  # a page of 1000 keys of 1024 bytes, each byte as %XX, is below 4 MiB
@@ -28,7 +29,7 @@ def parse_listing(body: bytes) -> ListPage:
     """
     try:
         root = ElementTree.fromstring(body)  # noqa: S314 - expat limits the expansion of entities itself since 2.4.1
-    except (ElementTree.ParseError, ValueError) as error:
+    except (ElementTree.ParseError, ValueError, LookupError) as error:  # LookupError: of its encoding
         raise no_listing(str(error)) from error
     namespace, _, name = root.tag.rpartition("}")
     if name != "ListBucketResult":
@@ -53,7 +54,7 @@ def check_listing(body: bytes) -> None:
     """
     try:
         _, root = next(ElementTree.iterparse(io.BytesIO(body), ("start",)))  # noqa: S314 - see `parse_listing`
-    except (ElementTree.ParseError, ValueError) as error:
+    except (ElementTree.ParseError, ValueError, LookupError) as error:
         raise no_listing(str(error)) from error
     name = root.tag.rpartition("}")[2]
     if name != "ListBucketResult":
@@ -70,11 +71,11 @@ def from_parsed(parsed: Mapping[str, Any]) -> ListPage:
     encoded = str(parsed.get("EncodingType", "")).lower() == "url"
     try:
         objects = [
-            ObjectInfo(_name(item["Key"], encoded), item["Size"], item["LastModified"].timestamp(), item["ETag"].strip('"'), "aws")
+            ObjectInfo(_name(item["Key"], encoded), item["Size"], item["LastModified"].timestamp(), _version(item["ETag"]), "aws")
             for item in parsed.get("Contents", ())
         ]
         prefixes = [_name(item.get("Prefix"), encoded) for item in parsed.get("CommonPrefixes", ())]
-    except (KeyError, ValueError) as error:
+    except (KeyError, ValueError, OverflowError) as error:
         raise incomplete(error) from error
     return ListPage(tuple(objects), tuple(prefixes), _continuation(bool(parsed.get("IsTruncated")), parsed.get("NextContinuationToken")))
 
@@ -96,9 +97,11 @@ def _continuation(truncated: bool, token: str | None) -> str | None:
 
 
 def check_prefix(page: ListPage, prefix: str) -> ListPage:
-    """Return the page; InvalidResponse where it holds another key than one below `prefix`."""
+    """Return the page; InvalidResponse where it holds another key than one below `prefix`, or what can't be."""
     if not all(info.key.startswith(prefix) for info in page.objects):
         raise InvalidResponse("S3 listed other keys than asked for")
+    if not all(map(is_possible, page.objects)):
+        raise InvalidResponse("S3 sent a listing with impossible entries")
     return page
 
 
@@ -106,7 +109,11 @@ def _object(item: ElementTree.Element, ns: str, encoded: bool) -> ObjectInfo:
     fields = {child.tag: child.text for child in item}
     key = _name(fields[ns + "Key"], encoded)
     size = int(fields[ns + "Size"] or "")
-    return ObjectInfo(key, size, parse_time(fields[ns + "LastModified"] or ""), (fields[ns + "ETag"] or "").strip('"'), "aws")
+    return ObjectInfo(key, size, parse_time(fields[ns + "LastModified"] or ""), _version(fields[ns + "ETag"] or ""), "aws")
+
+
+def _version(tag: str) -> str:
+    return tag.removeprefix("W/").strip('"')
 
 
 def _name(text: str | None, encoded: bool) -> str:

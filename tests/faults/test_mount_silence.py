@@ -91,6 +91,29 @@ def test_a_silent_service_does_not_hold_up_what_the_other_one_holds(tmp_path: Pa
         at_once(ready.path(FREE), LARGE)
 
 
+@pytest.mark.parametrize("binding", ["fuse3", "fuse2"])
+def test_all_readers_of_one_file_can_be_killed(tmp_path: Path, binding: str) -> None:
+    """The kernel, told to drop the file's pages at another open, waited for the one that was being read, and couldn't be interrupted."""
+    services = Services(gcs=False)
+    services.put(FREE, LARGE)
+    with ground(services, tmp_path, "aws", binding, "--timeout", "120s") as ready:
+        path = ready.path(FREE)
+        path.stat()
+        fault = services.faults.add(Fault(lambda request: request.kind == "get", Stall(1000)))
+        readers = [subprocess.Popen(["cat", str(path)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) for _ in range(4)]
+        try:
+            eventually(lambda: fault.hits > 0, "the file is being read")
+            eventually(lambda: all(waits(reader.pid) for reader in readers), "all wait")
+        finally:
+            kill_all(readers)
+            services.faults.remove(fault)
+
+
+def waits(process: int) -> bool:
+    """Tell whether a process waits in the kernel and can be killed at most."""
+    return Path(f"/proc/{process}/stat").read_text(encoding="ascii").rpartition(")")[2].split()[0] == "D"
+
+
 def test_what_killed_programs_waited_for_in_vain_is_not_fetched_later(tmp_path: Path) -> None:
     """When the service answers again, its first requests are for those who still wait."""
     services = Services(gcs=False)

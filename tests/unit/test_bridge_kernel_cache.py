@@ -38,6 +38,8 @@ class _StarvedSet(set[int]):
 def test_an_open_that_finds_no_memory_leaves_no_trace(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its file would count as open for ever, and each newer version would be read past the page cache."""
     kernel = KernelCache(1.0, _clock)
+    kernel.opened("/f", "0", 10, 0)
+    kernel.closed(0)
     with monkeypatch.context() as starved:
         starved.setattr(kernel, name, _StarvedSet() if name == "_unread" else _StarvedDict())
         with pytest.raises(MemoryError):

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from optfs import errors
-from optfs.bridge import bindings, callers, mounting, mounts
+from optfs.bridge import bindings, callers, kernel_cache, mounting, mounts
 from optfs.bridge.errnos import ErrorReporter, errno_of
 from optfs.bridge.handlers import REFUSED, Core, Handlers
 from optfs.bridge.kernel_cache import KernelCache
@@ -242,18 +242,34 @@ def test_a_kernel_that_keeps_no_attributes_is_never_outdated() -> None:
 
 
 def test_pages_are_kept_only_for_the_version_they_come_from() -> None:
-    """The same version again keeps them, another drops them; until a first open is closed, the kernel may not have dropped the former ones."""
+    """The same version again keeps them, another drops them; until an open of that is read, the kernel may not have dropped the former ones."""
     kernel = KernelCache(1.0, Clock())
-    assert kernel.opened("/f", "1", 10, 1) == (False, False)
-    assert kernel.opened("/f", "1", 10, 2) == (False, False)
-    kernel.read(1)
+    assert kernel.opened("/f", "1", 10, 1) == (True, False)
+    assert kernel.opened("/f", "1", 10, 2) == (True, False)
     kernel.closed(1)
     kernel.closed(2)
     assert kernel.opened("/f", "1", 10, 3) == (True, False)
     kernel.closed(3)  # read from the page cache alone
-    assert kernel.opened("/f", "1", 10, 4) == (True, False)
-    kernel.closed(4)
+    assert kernel.opened("/f", "2", 10, 4) == (False, False)
     assert kernel.opened("/f", "2", 10, 5) == (False, False)
+    kernel.read(4)
+    assert kernel.opened("/f", "2", 10, 6) == (True, False)
+    for handle in (4, 5, 6):
+        kernel.closed(handle)
+    assert kernel.opened("/f", "2", 10, 7) == (True, False)
+    kernel.closed(7)
+    assert kernel.opened("/f", "1", 10, 8) == (False, False)
+
+
+def test_a_file_that_was_forgotten_may_have_pages_of_any_version(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of one that was never opened there are none."""
+    monkeypatch.setattr(kernel_cache, "MAX_PAGES", 2)
+    kernel = KernelCache(1.0, Clock())
+    for handle, path in enumerate(("/f", "/g", "/h")):
+        assert kernel.opened(path, "1", 10, handle) == (True, False)
+        kernel.closed(handle)
+    assert kernel.opened("/f", "2", 10, 4) == (False, False)
+    assert kernel.opened("/new", "1", 10, 5) == (False, False)
 
 
 def test_an_open_that_was_never_read_says_nothing_of_the_pages() -> None:
@@ -323,7 +339,7 @@ def test_an_older_version_told_late_does_not_stay_in_the_way_of_the_newer_one() 
     kernel.told("/f", "2", 60, BOB)
     assert kernel.fits(1)
     assert not kernel.torn(1)
-    assert kernel.opened("/f", "2", 60, 2) == (False, False)
+    assert kernel.opened("/f", "2", 60, 2) == (True, False)
     assert kernel.fits(2)
     kernel.closed(1)
     kernel.closed(2)

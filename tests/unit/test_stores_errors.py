@@ -82,6 +82,16 @@ CASES: list[tuple[Provider, str, Answer, type[OptfsError], str]] = [
     ("gcp", "get", Answer(412), VersionGone, "open it again"),
     ("gcp", "get", Answer(206, b"data", {"Content-Range": "bytes 0-3/4", "X-Goog-Generation": "7"}), VersionGone, "open it again"),
     ("aws", "get", Answer(206, b"data", {"Content-Range": "bytes 0-3/4", "ETag": '"other"'}), VersionGone, "open it again"),
+    ("aws", "get", Answer(206, b"data", {"Content-Range": "bytes 0-3/4"}), InvalidResponse, "a proxy or a sign-in page"),
+    ("gcp", "get", Answer(206, b"data", {"Content-Range": "bytes 0-3/4"}), InvalidResponse, "a proxy or a sign-in page"),
+    ("aws", "get", Answer(200, b"<a/>", {"Content-Type": "text/html"}), InvalidResponse, "a proxy or a sign-in page"),
+    ("gcp", "get", Answer(200, b"<a/>", {"Content-Type": "text/html"}), InvalidResponse, "a proxy or a sign-in page"),
+    ("aws", "list", Answer(200, b'<?xml version="1.0" encoding="x-foo"?><ListBucketResult/>'), InvalidResponse, "isn't a listing"),
+    ("aws", "list", Answer(503, b'<?xml version="1.0" encoding="x-foo"?><Error/>'), ServiceUnavailable, "try again"),
+    ("gcp", "list", Answer(200, b'{"items":' + b"[" * 200_000), InvalidResponse, "isn't a listing"),
+    ("gcp", "list", Answer(503, b"[" * 200_000), ServiceUnavailable, "try again"),
+    ("gcp", "list", Answer(200, b'{"error": {"code": 503}}'), InvalidResponse, "isn't a listing"),
+    ("gcp", "list", Answer(200, b'{"message": "please sign in"}'), InvalidResponse, "isn't a listing"),
     ("gcp", "list", Answer(400, reasons("invalid")), ServiceError, "invalid"),
     ("gcp", "list", Answer(429), ServiceUnavailable, "try again"),
 ]
@@ -198,10 +208,10 @@ def test_roots_are_those_of_the_services() -> None:
             assert ground.store.root == ROOTS[provider]
 
 
-def entry(key: str, *, size: str = "5", moment: str = "2026-11-01T00:00:01.500Z") -> str:
+def entry(key: str, *, size: str = "5", moment: str = "2026-11-01T00:00:01.500Z", tag: str = "abc-2") -> str:
     """Return one object of a listing of S3."""
-    tag = "<ETag>&quot;abc-2&quot;</ETag>"
-    return f"<Contents><Key>{key}</Key><LastModified>{moment}</LastModified>{tag}<Size>{size}</Size></Contents>"
+    told = f"<ETag>&quot;{tag}&quot;</ETag>"
+    return f"<Contents><Key>{key}</Key><LastModified>{moment}</LastModified>{told}<Size>{size}</Size></Contents>"
 
 
 def page(body: str) -> bytes:
@@ -229,6 +239,17 @@ NO_LISTINGS: list[tuple[Provider, bytes]] = [
     ("aws", page("<CommonPrefixes></CommonPrefixes>")),
     ("aws", page(entry(PREFIX + "a"))[:-30]),
     ("aws", page(entry("v1/account_id=9/a"))),
+    ("aws", page(entry(PREFIX, size="-1"))),
+    ("aws", page(entry(PREFIX, size=str(1 << 63)))),
+    ("aws", page(entry(PREFIX, moment="2026-11-01T00:00:1e999Z"))),
+    ("aws", page(entry(PREFIX, moment="2026-11-01T00:00:1e30Z"))),
+    ("aws", page(entry(PREFIX, tag="a&#10;b"))),
+    ("aws", page(entry(PREFIX, tag="\u20ac"))),
+    ("aws", page(entry(PREFIX, tag=""))),
+    ("gcp", items(size=-1)),
+    ("gcp", items(updated="2026-11-01T00:00:1e999Z")),
+    ("gcp", items().replace(b'"17"', b"1e999")),
+    ("gcp", items().replace(b'"5"', b"1e999")),
     *[("gcp", body) for body in (b"", b"[]", b"null", b"<html>", b'{"items": 5}', b'{"items": ["a"]}')],
     *[("gcp", items(**{name: None})) for name in ("name", "size", "updated", "generation")],
     ("gcp", items(name=5)),

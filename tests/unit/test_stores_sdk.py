@@ -29,6 +29,7 @@ CREDENTIALS: dict[Provider, Credential] = {
     "aws": AwsCredential("AKIAIOSFODNN7EXAMPLE", "secret", "session", None),
     "gcp": GcpCredential("ya29.token", None),
 }
+VERSION = 'ETag: "17"\r\nX-Goog-Generation: 17\r\n'
 EMPTY: dict[Provider, bytes] = {"aws": b"<ListBucketResult></ListBucketResult>", "gcp": b"{}"}
 
 
@@ -301,7 +302,7 @@ def test_packed_objects_are_read_as_they_are_stored(provider: Provider, carrier:
 
     def exchange(connection: socket.socket, head: bytes) -> bool:
         told = "Content-Range: bytes 0-7/8\r\nContent-Encoding: gzip\r\nX-Goog-Stored-Content-Encoding: gzip\r\n"
-        told += "X-Goog-Hash: md5=AAAA,crc32c=AAAA\r\nx-amz-checksum-crc32: AAAA\r\nLast-Modified: never\r\n"
+        told += "X-Goog-Hash: md5=AAAA,crc32c=AAAA\r\nx-amz-checksum-crc32: AAAA\r\nLast-Modified: never\r\n" + VERSION
         connection.sendall(answer(b"not gzip", status="206 Partial Content", head=told))
         return True
 
@@ -315,7 +316,7 @@ def test_requests_carry_what_they_need_and_say_who_asks(provider: Provider, carr
 
     def exchange(connection: socket.socket, head: bytes) -> bool:
         if b"range: " in head.lower():
-            connection.sendall(answer(b"12345", status="206 Partial Content", head="Content-Range: bytes 3-7/8\r\n"))
+            connection.sendall(answer(b"12345", status="206 Partial Content", head="Content-Range: bytes 3-7/8\r\n" + VERSION))
         else:
             connection.sendall(answer(EMPTY[provider], head="Set-Cookie: session=1\r\n"))
         return True
