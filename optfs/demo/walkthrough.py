@@ -4,8 +4,8 @@ The mount is an ordinary one: `optfs mount` in a process of its own, told of the
 on S3, its newer ones on GCS, some on both, as real accounts have it while the store moves.
 
 Rules: everything made lies in one temporary folder, and is taken away whatever happens, also on ctrl-C and SIGTERM. The folder of the mount
-is removed by `rmdir`, so that nothing is ever deleted through a mount. What the background process prints goes to a file: a pipe that it
-inherits would never end.
+is removed by `rmdir`, so that nothing is ever deleted through a mount, and only what the demo mounted is unmounted. What the background process
+prints goes to a file: a pipe that it inherits would never end.
 """
 
 import contextlib
@@ -25,9 +25,11 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from optfs.bridge import mounts
 from optfs.demo.export import Part, Plan, parts
 from optfs.demo.services import Services
 from optfs.errors import AccessError, ConfigError, InvalidResponse, MountError, OptfsError, ServiceError
+from optfs.service import running
 
 Echo = Callable[[str], None]
 
@@ -64,9 +66,11 @@ def mounted(plan: Plan, echo: Echo, mountpoint: Path | None = None) -> Iterator[
     """Generate, serve and mount; afterwards leave nothing behind.
 
     Raises:
-        ConfigError, AccessError, ServiceError, MountError: `optfs mount` failed.
+        ConfigError, AccessError, ServiceError, MountError: `optfs mount` failed, or can't mount there.
 
     """
+    if mountpoint is not None:
+        running.check(mountpoint)
     with contextlib.ExitStack() as stack:
         stack.enter_context(_terminating())
         scratch = Path(tempfile.mkdtemp(prefix="optfs-demo-"))
@@ -82,7 +86,7 @@ def mounted(plan: Plan, echo: Echo, mountpoint: Path | None = None) -> Iterator[
         stack.enter_context(services)
         (scratch / "config.toml").touch()
         environment = _environment(services, scratch)
-        stack.callback(_unmount, mountpoint, environment)
+        stack.callback(_unmount, mountpoint, plan.account, environment)
         stack.callback(_ignore_interrupts)
         _mount(mountpoint, environment, scratch / "mount.log")
         yield Demo(services, mountpoint, mountpoint / plan.account, generated, environment)
@@ -268,16 +272,17 @@ def _mount(mountpoint: Path, environment: dict[str, str], output: Path) -> None:
         raise ERRORS.get(done.returncode, MountError)(lines[-1])
 
 
-def _unmount(mountpoint: Path, environment: dict[str, str]) -> None:
-    """Unmount, with optfs's own command or else with the system's; nothing happens where nothing is mounted."""
+def _unmount(mountpoint: Path, account: str, environment: dict[str, str]) -> None:
+    """Unmount the demo's own mount, also while it is in use; nothing happens where something else is mounted, or nothing."""
+    with contextlib.suppress(MountError):
+        found = mounts.find(mountpoint)
+        if found is None or found.source != f"optfs#{account}":
+            return
     with contextlib.suppress(OSError, subprocess.TimeoutExpired):
         if _optfs(["umount", str(mountpoint)], environment).returncode == 0:
             return
-    for program in (["fusermount3", "-uz"], ["fusermount", "-uz"], ["umount"]):
-        if shutil.which(program[0]) is not None:
-            done = subprocess.run([*program, str(mountpoint)], capture_output=True, check=False)  # noqa: S603 - fixed words
-            if done.returncode == 0:
-                return
+    with contextlib.suppress(MountError):
+        mounts.unmount(mountpoint, lazy=True)
 
 
 def _remove_mountpoint(mountpoint: Path) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from optfs.bridge import mounts
 from optfs.demo import walkthrough
 from optfs.demo.export import Plan, parts
 from optfs.demo.services import Services
@@ -25,6 +26,8 @@ class Commands:
         self.ran: list[str] = []
         self.environment: dict[str, str] = {}
         self.mount_status = 0
+        self.account = PLAN.account
+        """Whose export is mounted when the demo ends."""
         self.lost = ""
         """What the keys of the files that the mount lacks begin with."""
 
@@ -48,6 +51,11 @@ class Commands:
             said = json.dumps({"cache": {"hits": 5, "misses": 7}})
         return subprocess.CompletedProcess(arguments, status, said, "")
 
+    def find(self, mountpoint: str | Path) -> mounts.Mount | None:
+        """Stand for the table of mounts."""
+        there = (Path(mountpoint) / PLAN.account).exists()
+        return mounts.Mount(str(mountpoint), mounts.FSTYPE, f"optfs#{self.account}", "0:1") if there else None
+
     def _mount(self, folder: Path) -> None:
         for part in parts(PLAN):
             if not self.lost or not part.key.startswith(self.lost):
@@ -63,6 +71,7 @@ def commands(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Commands:
     """Put fakes in the place of the commands, a small plan, and temporary folders of this test."""
     fake = Commands()
     monkeypatch.setattr(walkthrough, "_optfs", fake)
+    monkeypatch.setattr(mounts, "find", fake.find)
     monkeypatch.setattr(walkthrough, "plan_until_today", lambda _days: PLAN)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     return fake
@@ -111,6 +120,26 @@ def test_a_given_mount_point_stays(commands: Commands, tmp_path: Path) -> None:
         assert demo.folder.is_dir()
     assert list(tmp_path.iterdir()) == [own]
     assert commands.ran == ["mount", "umount"]
+
+
+def test_a_mount_that_was_there_before_stays(commands: Commands, tmp_path: Path) -> None:
+    """The cleaning up after the refusal unmounted it."""
+    own = tmp_path / "own"
+    (own / PLAN.account).mkdir(parents=True)
+    commands.mount_status = 5
+    with pytest.raises(MountError), walkthrough.mounted(PLAN, lambda _line: None, own):
+        pass
+    assert "umount" not in commands.ran
+    assert (own / PLAN.account).exists()
+
+
+def test_a_mount_that_was_made_in_place_of_the_demos_stays(commands: Commands, tmp_path: Path) -> None:
+    """By its account it is another one."""
+    own = tmp_path / "own"
+    own.mkdir()
+    with walkthrough.mounted(PLAN, lambda _line: None, own):
+        commands.account = "456"
+    assert commands.ran == ["mount"]
 
 
 def test_the_mount_is_told_of_the_services_by_its_environment(commands: Commands, monkeypatch: pytest.MonkeyPatch) -> None:
