@@ -12,6 +12,7 @@ import contextlib
 import datetime
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -269,7 +270,7 @@ def _mount(mountpoint: Path, environment: dict[str, str], output: Path) -> None:
         raise MountError(f"`optfs mount` was not ready after {MOUNT_TIMEOUT:.0f} s; run `optfs doctor`") from error
     if done.returncode != 0:
         lines = output.read_text(errors="replace").strip().splitlines() or ["optfs mount failed"]
-        raise ERRORS.get(done.returncode, MountError)(lines[-1])
+        raise ERRORS.get(done.returncode, MountError)(lines[-1].removeprefix("optfs: "))
 
 
 def _unmount(mountpoint: Path, account: str, environment: dict[str, str]) -> None:
@@ -293,7 +294,7 @@ def _remove_mountpoint(mountpoint: Path) -> None:
 def _remove(scratch: Path) -> None:
     """Remove the temporary folder, in which the ending mount may still be writing its cache and log."""
     if (scratch / "mount").exists():
-        print(f"{scratch / 'mount'} is still mounted; run: optfs umount {scratch / 'mount'}", file=sys.stderr)
+        print(f"{scratch / 'mount'} is still mounted; run: optfs umount {shlex.quote(str(scratch / 'mount'))}", file=sys.stderr)
         return
     until = time.monotonic() + 5.0
     while scratch.exists() and time.monotonic() < until:

@@ -211,6 +211,18 @@ def test_a_mount_point_in_a_folder_that_was_removed_is_wrong_usage(
     assert "MOUNTPOINT 'mnt' begins in the current folder, which was removed" in capsys.readouterr().err
 
 
+def test_the_demos_mount_point_is_told_as_that_of_a_mount(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """A dead mount point was said not to exist."""
+    assert main(["demo", str(tmp_path / "missing")]) == 2
+    assert capsys.readouterr().err == f"optfs: {tmp_path}/missing doesn't exist; make it: mkdir -p {tmp_path}/missing\n"
+
+
+def test_the_demo_that_unmounts_by_itself_takes_no_mount_point(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """It was ignored."""
+    assert main(["demo", "--once", "--days", "3", str(tmp_path)]) == 2
+    assert "leave MOUNTPOINT out" in capsys.readouterr().err
+
+
 def test_the_source_names_the_account() -> None:
     options: dict[str, str | None] = {"account": None}
     assert source_and_point(("123", "/mnt"), options) == Path("/mnt")

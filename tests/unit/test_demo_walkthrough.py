@@ -42,7 +42,7 @@ class Commands:
             if self.mount_status == 0:
                 self._mount(mountpoint / PLAN.account)
             else:
-                output.write_text("first line\nwhat to do\n")
+                output.write_text("first line\noptfs: what to do\n")
             status = self.mount_status
         elif arguments[0] == "umount":
             status = 0 if (mountpoint / PLAN.account).exists() else 1
