@@ -94,6 +94,7 @@ def arranged(arguments: Sequence[str]) -> list[str]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run optfs and return its exit code; nothing is raised."""
+    _open_standard_streams()
     words = arranged(sys.argv[1:] if arguments is None else arguments)
     try:
         result = group.main(words, prog_name="optfs", standalone_mode=False)
@@ -116,6 +117,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Exception as error:  # noqa: BLE001 - the last resort: a line instead of a traceback
         return _fail(_unexpected(error, words[0] if words else ""), 1)
     return result if isinstance(result, int) else 0
+
+
+def _open_standard_streams() -> None:
+    """Lead what is closed of the descriptors 0 to 2 nowhere: else what is opened next gets its number, and what is printed."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # the lowest number that is free
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(number, "w" if number else "r", closefd=False))
 
 
 def _fail(message: str, code: int) -> int:

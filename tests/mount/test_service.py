@@ -317,6 +317,14 @@ def test_a_provider_that_is_left_out_is_told_to_the_user(machine: Machine) -> No
     assert machine.status()["providers"] == ["gcp"]
 
 
+@pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-", "<&- >&- 2>&-"])
+def test_a_background_mount_needs_no_standard_streams(machine: Machine, closed: str) -> None:
+    """It ended as a bug, or its answer went elsewhere."""
+    line = ["sh", "-c", f'exec "$0" -m optfs mount "$1" {closed}', sys.executable, str(machine.point)]
+    assert subprocess.run(line, env=machine.environment, timeout=90, check=False).returncode == 0
+    assert machine.file.read_bytes() == DATA
+
+
 def test_the_way_in_which_mount_8_calls(machine: Machine) -> None:
     done = machine.optfs("123", machine.point, "-o", "rw,nosuid,nodev,_netdev,cache_size=64MiB,x-systemd.automount")
     assert (done.returncode, done.stderr) == (0, "")

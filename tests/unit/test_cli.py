@@ -160,6 +160,22 @@ def test_version_and_help_import_nothing_that_a_mount_needs() -> None:
     assert done.stdout.splitlines()[-1] == "[]"
 
 
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", ">&- 2>&-", "<&- 2>&-", "<&- >&- 2>&-"])
+def test_standard_streams_that_are_closed_lead_nowhere(closed: str, tmp_path: Path) -> None:
+    """Also for programs that are started; a pipe of the background mount got their numbers."""
+    program = f"""
+import os, subprocess, sys
+from optfs.cli import main
+code = main(["--version"]) or main(["frobnicate"])
+pipe = os.pipe()
+child = subprocess.run(["sh", "-c", "true <&0 && true >&1 && true >&2"]).returncode
+open({str(tmp_path / "told")!r}, "w").write(f"{{code}} {{min(pipe) > 2}} {{child}} {{None in (sys.stdin, sys.stdout, sys.stderr)}}")
+"""
+    shell = ["sh", "-c", f'exec "$0" "$@" {closed}', sys.executable, "-c", program]
+    subprocess.run(shell, check=False, timeout=60, capture_output=True, stdin=subprocess.DEVNULL)
+    assert (tmp_path / "told").read_text() == "2 True 0 False"
+
+
 def test_the_module_runs_as_a_program() -> None:
     done = subprocess.run([sys.executable, "-m", "optfs", "mount"], capture_output=True, text=True, check=False, timeout=60)
     assert done.returncode == 2
