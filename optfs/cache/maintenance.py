@@ -22,7 +22,7 @@ from optfs.cache import blockfile
 from optfs.cache.folder import IN_FLIGHT, TEMPORARY, Folder, open_folder, read_block
 from optfs.cache.index import BlockIndex, is_damage, open_index, remove_index
 from optfs.cache.room import charge
-from optfs.errors import ServiceError
+from optfs.errors import ConfigError, ServiceError
 
 T = TypeVar("T")
 
@@ -126,8 +126,8 @@ def inspect_cache(cache_dir: Path) -> CacheInfo:
     """Return what lies in a cache folder, made where it is missing.
 
     Raises:
-        ConfigError: the folder isn't this user's own.
-        ServiceError: the disk fails.
+        ConfigError: the folder isn't this user's own, or can't be used.
+        ServiceError: the index can't be used.
 
     """
     return _guarded(cache_dir, _inspect)
@@ -149,7 +149,7 @@ def _guarded(cache_dir: Path, job: Callable[[Folder], T]) -> T:
     except sqlite3.Error as error:
         raise ServiceError(f"the cache's index can't be used ({error}): try again when no mount is writing to {cache_dir}") from None
     except OSError as error:
-        raise ServiceError(f"the cache folder {cache_dir} can't be used: {error.strerror or error}") from None
+        raise ConfigError(f"--cache-dir: {cache_dir} can't be used: {error.strerror or error}") from None
 
 
 def _inspect(folder: Folder) -> CacheInfo:

@@ -3,8 +3,8 @@
 Subcommands are modules of this package with a click command named `command`, imported only when they run: `optfs --version` and
 `--help` load none of the libraries that a mount needs.
 
-Exit codes: 0 done; 1 a bug, or a check that failed; 2 wrong usage or configuration; 3 the token or the credentials were refused; 4 the
-service can't be reached; 5 FUSE is missing or refuses; 130 interrupted, 143 terminated before it was done.
+Exit codes: 0 done; 1 a bug, a check that failed, or output that can't be written; 2 wrong usage or configuration; 3 the token or the
+credentials were refused; 4 the service can't be reached; 5 FUSE is missing or refuses; 130 interrupted, 143 terminated before it was done.
 """
 
 import difflib
@@ -12,6 +12,7 @@ import importlib
 import os
 import sys
 from collections.abc import Sequence
+from typing import TextIO
 
 import click
 
@@ -99,8 +100,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         result = group.main(words, prog_name="optfs", standalone_mode=False)
     except click.exceptions.NoArgsIsHelpError as error:
-        click.echo(error.ctx.get_help() if error.ctx else "", err=True)
-        return 2
+        return _tell(error.ctx.get_help() if error.ctx else "", 2)
     except click.UsageError as error:
         command = error.ctx.command_path if error.ctx else "optfs"
         return _fail(f"{error.format_message().rstrip('.')}; see {command} --help", 2)
@@ -111,10 +111,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (KeyboardInterrupt, click.exceptions.Abort):
         return 130
     except BrokenPipeError:
-        # The reader of our output went away; what is left must not fail again when the interpreter flushes.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _discard(sys.stdout)  # its reader went away
         return 1
     except Exception as error:  # noqa: BLE001 - the last resort: a line instead of a traceback
+        if isinstance(error, OSError) and _is_of_output(error):
+            _discard(sys.stdout)
+            return _fail(f"the output can't be written: {error.strerror}", 1)
         return _fail(_unexpected(error, words[0] if words else ""), 1)
     return result if isinstance(result, int) else 0
 
@@ -131,8 +133,28 @@ def _open_standard_streams() -> None:
 
 
 def _fail(message: str, code: int) -> int:
-    click.echo("optfs: " + " ".join(message.split()), err=True)
+    return _tell("optfs: " + " ".join(message.split()), code)
+
+
+def _tell(text: str, code: int) -> int:
+    try:
+        click.echo(text, err=True)
+    except OSError:
+        _discard(sys.stderr)
     return code
+
+
+def _discard(stream: TextIO) -> None:
+    """Lead a stream nowhere that failed: what is left in it must not fail again when the interpreter flushes."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def _is_of_output(error: OSError) -> bool:
+    """Return whether it was raised by `click.echo`, by which every command prints."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_frame.f_code is not click.echo.__code__:
+        trace = trace.tb_next
+    return trace is not None
 
 
 def _unexpected(error: Exception, command: str) -> str:

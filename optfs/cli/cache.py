@@ -23,19 +23,13 @@ def _places(handler: Callable[..., T]) -> Callable[..., T]:
 
 
 def _with_settings(handler: Callable[[config.Config], T]) -> Callable[..., T]:
-    """Hand the settings to a subcommand; a folder that can't be used is told as a mistake in them."""
+    """Hand the settings to a subcommand."""
 
     @_places
     @click.pass_context
     @functools.wraps(handler)
     def run(ctx: click.Context, /, **options: str | None) -> T:
-        settings = config.load({**ctx.obj, **{name: text for name, text in options.items() if text is not None}})
-        try:
-            return handler(settings)
-        except BrokenPipeError:  # of the output
-            raise
-        except OSError as error:
-            raise ConfigError(f"--cache-dir: {settings.cache_dir} can't be used: {error.strerror}") from None
+        return handler(config.load({**ctx.obj, **{name: text for name, text in options.items() if text is not None}}))
 
     return run
 
@@ -93,10 +87,22 @@ def verify(settings: config.Config) -> int:
 
 
 def _exists(folder: Path) -> bool:
-    if folder.exists():
-        return True
-    click.echo(f"{folder}: no cache yet")
-    return False
+    """Tell whether there is a cache, and say where there is none: looking makes none in a folder that was mistyped.
+
+    Raises:
+        ConfigError: the folder can't be looked at.
+
+    """
+    from optfs.cache.folder import BLOCKS
+
+    try:
+        (folder / BLOCKS).stat()
+    except FileNotFoundError:
+        click.echo(f"{folder}: no cache yet")
+        return False
+    except OSError as error:
+        raise ConfigError(f"--cache-dir: {folder} can't be used: {error.strerror}") from None
+    return True
 
 
 def _moment(at: float) -> str:

@@ -22,6 +22,6 @@ def command(mountpoint: Path | None, once: bool, days: int) -> None:
     from optfs.demo import walkthrough
 
     if once:
-        walkthrough.show(days)
+        walkthrough.show(days, click.echo)
     else:
-        walkthrough.keep_mounted(days, mountpoint)
+        walkthrough.keep_mounted(days, mountpoint, click.echo)

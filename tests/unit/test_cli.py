@@ -12,6 +12,7 @@ import pytest
 import optfs
 from optfs import cli
 from optfs.bridge import mounts
+from optfs.cache.folder import open_folder
 from optfs.cli import LOGGING, arranged, main
 from optfs.cli.mount import source_and_point
 from optfs.cli.status import lines, size, span
@@ -176,6 +177,25 @@ open({str(tmp_path / "told")!r}, "w").write(f"{{code}} {{min(pipe) > 2}} {{child
     assert (tmp_path / "told").read_text() == "2 True 0 False"
 
 
+@pytest.mark.parametrize("words", [["--version"], ["status"], ["cache", "info"], ["demo", "--days", "3"]], ids=" ".join)
+def test_an_output_that_fails_is_told_once_and_as_that(words: list[str], tmp_path: Path) -> None:
+    """It was called a bug, or put down to --cache-dir."""
+    with Path("/dev/full").open("wb") as full:
+        environment = {**os.environ, "OPTFS_CACHE_DIR": str(tmp_path)}
+        line = [sys.executable, "-m", "optfs", *words]
+        done = subprocess.run(line, stdout=full, stderr=subprocess.PIPE, text=True, check=False, timeout=60, env=environment)
+        assert (done.returncode, done.stderr) == (1, "optfs: the output can't be written: No space left on device\n")
+        assert subprocess.run([*line[:3], "frobnicate"], stderr=full, check=False, timeout=60).returncode == 2
+
+
+def test_an_output_that_nobody_reads_any_more_is_no_failure_to_tell(tmp_path: Path) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = subprocess.run([sys.executable, "-m", "optfs", "--help"], stdout=writing, stderr=subprocess.PIPE, check=False, timeout=60)
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (1, b"")
+
+
 def test_the_module_runs_as_a_program() -> None:
     done = subprocess.run([sys.executable, "-m", "optfs", "mount"], capture_output=True, text=True, check=False, timeout=60)
     assert done.returncode == 2
@@ -266,6 +286,14 @@ def test_cache_commands_work_without_a_cache(capsys: pytest.CaptureFixture[str],
 
 
 @pytest.mark.parametrize("name", ["info", "clear", "verify"])
+def test_cache_commands_make_no_cache_in_a_folder_without_one(name: str, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """It may be a mistyped name."""
+    assert main(["cache", "--cache-dir", str(tmp_path), name]) == 0
+    assert capsys.readouterr().out == f"{tmp_path}: no cache yet\n"
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["info", "clear", "verify"])
 def test_a_cache_folder_that_cannot_be_looked_at_is_wrong_usage(name: str, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     """By a name that is too long, which root can't look at either."""
     folder = tmp_path / ("long" * 100)
@@ -285,7 +313,7 @@ def test_a_cache_below_a_folder_that_one_may_not_enter_is_wrong_usage(capsys: py
 
 def test_cache_commands_tell_what_they_did(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     folder = tmp_path / "cache"
-    folder.mkdir(mode=0o700)
+    open_folder(folder)
     for name, word in (("info", "0 blocks"), ("verify", "0 blocks checked"), ("clear", "0 blocks removed")):
         assert main(["cache", "--cache-dir", str(folder), name]) == 0
         assert word in capsys.readouterr().out
