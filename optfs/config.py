@@ -127,6 +127,7 @@ _SECRET_KEYS = {
     "optimizely_pat",
     "access_token",
 }
+_MOST_BYTES = 2**20
 _NEVER_HERE = "a token is never given {}: write it to a file of your own (chmod 600) and use token-file, or use token-command"
 
 IGNORED_MOUNT_OPTIONS = frozenset(
@@ -147,7 +148,9 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("api-url", parse_url, "https://api.optimizely.com/v2", "URL", "The API that gives credentials.", shown=False),
     Setting("s3-endpoint-url", parse_url, None, "URL", "Another S3: an emulator, a private endpoint.", shown=False),
     Setting("gcs-endpoint-url", parse_url, None, "URL", "Another Google Cloud Storage.", shown=False),
-    Setting("credential-duration", parse_duration_within(900, 3600, "15m to 1h"), "1h", "TIME", "Lifetime of AWS credentials."),
+    Setting(
+        "credential-duration", parse_duration_within(900, 3600, "15m to 1h"), "1h", "TIME", "Lifetime of AWS credentials.", number=True
+    ),
     Setting("gcs-user-project", parse_word, None, "PROJECT", "Project that is billed for requests (GCP)."),
     Setting(
         "carrier",
@@ -323,13 +326,16 @@ def _read_file(named: str | None) -> tuple[Path, dict[str, str]]:
     except ValueError as error:
         raise ConfigError(f"the configuration file {named!r} {error}") from None
     try:
-        raw = path.read_bytes()
+        with path.open("rb") as file:  # it may be a device without an end
+            raw = file.read(_MOST_BYTES + 1)
     except FileNotFoundError:
         if named:
             raise ConfigError(f"the configuration file {path} doesn't exist") from None
         return path, {}
     except OSError as error:
         raise ConfigError(f"the configuration file {path} can't be read: {error.strerror}") from None
+    if len(raw) > _MOST_BYTES:
+        raise ConfigError(f"the configuration file {path} is too long; 1 MiB is the most")
     try:
         document = tomllib.loads(raw.decode("utf-8"))
     except (ValueError, RecursionError) as error:  # of TOML, of UTF-8, of numbers without end, of nesting

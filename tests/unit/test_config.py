@@ -1,6 +1,7 @@
 """Settings: where values come from, which win, and what is refused without showing a secret."""
 
 import os
+import threading
 from pathlib import Path
 
 import pytest
@@ -218,6 +219,25 @@ def test_broken_toml_is_not_repeated(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"no valid TOML \(at line 2") as caught:
         read("memory = '16MiB'\ntoken = very-secret", tmp_path)
     assert "very-secret" not in str(caught.value)
+
+
+def test_the_file_may_be_a_pipe_but_has_an_end(tmp_path: Path) -> None:
+    """A device without an end was read until no memory was left."""
+    with pytest.raises(ConfigError, match="the configuration file /dev/zero is too long"):
+        load({"config": "/dev/zero"}, environ={})
+    with pytest.raises(ConfigError, match="too long"):
+        read("#" * (MiB + 1), tmp_path)
+    read("#" * MiB, tmp_path)
+    os.mkfifo(tmp_path / "pipe")
+    writer = threading.Thread(target=(tmp_path / "pipe").write_text, args=('account = "7"',))
+    writer.start()
+    assert load({"config": str(tmp_path / "pipe")}, environ={}).account == "7"
+    writer.join()
+
+
+def test_each_duration_in_the_file_may_be_a_number_of_seconds(tmp_path: Path) -> None:
+    found = read("credential-duration = 900\ntimeout = 7\nlisting-ttl = 8", tmp_path)
+    assert (found.credential_duration, found.timeout, found.listing_ttl) == (900, 7, 8)
 
 
 def test_a_named_file_must_exist_the_default_one_need_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
