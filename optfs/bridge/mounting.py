@@ -16,7 +16,9 @@ import logging
 import os
 import re
 import select
+import shlex
 import signal
+import stat
 import sys
 import tempfile
 import threading
@@ -272,22 +274,26 @@ def check_mountpoint(mountpoint: str) -> None:
     """Look whether the mount point can be used.
 
     Raises:
-        ConfigError: it is missing, or no folder.
-        MountError: it is dead, already an optfs mount, or not writable for an ordinary user.
+        ConfigError: it is missing, no folder, or can't be looked at.
+        MountError: it is dead, or in a dead mount; already an optfs mount; or not writable for an ordinary user.
 
     """
     path = Path(mountpoint)
+    quoted = shlex.quote(mountpoint)
     if mounts.is_dead(mountpoint):
-        raise MountError(f"{mountpoint} is left over from a mount whose process has ended; unmount it: fusermount3 -u -z {mountpoint}")
+        top = [each for each in (path, *path.parents) if mounts.is_dead(each)][-1]
+        command = "fusermount3 -u -z" if mounts.find(top) is None else "optfs umount"
+        raise MountError(f"{top} is left over from a mount whose process has ended; unmount it: {command} {shlex.quote(str(top))}")
     if mounts.find(mountpoint) is not None:
-        raise MountError(f"{mountpoint} is already mounted by optfs; unmount it first: optfs umount {mountpoint}")
+        raise MountError(f"{mountpoint} is already mounted by optfs; unmount it first: optfs umount {quoted}")
     try:
-        if not path.exists():
-            raise ConfigError(f"{mountpoint} doesn't exist; make it: mkdir -p {mountpoint}")
-        if not path.is_dir():
-            raise ConfigError(f"{mountpoint} isn't a folder; mount at one")
+        mode = path.stat().st_mode
+    except FileNotFoundError:
+        raise ConfigError(f"{mountpoint} doesn't exist; make it: mkdir -p {quoted}") from None
     except OSError as error:
-        raise MountError(f"{mountpoint} can't be looked at: {error.strerror}") from error
+        raise ConfigError(f"{mountpoint} can't be looked at: {error.strerror}") from None
+    if not stat.S_ISDIR(mode):
+        raise ConfigError(f"{mountpoint} isn't a folder; mount at one")
     if os.geteuid() != 0 and not os.access(path, os.W_OK):
         raise MountError(f"{mountpoint} isn't writable for you, which FUSE asks of a mount point; mount at a folder of your own")
 

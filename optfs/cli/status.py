@@ -1,6 +1,7 @@
 """`optfs status`: what is mounted and how it fares, for people or as JSON."""
 
 import json
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -34,9 +35,8 @@ def command(mountpoint: Path | None, as_json: bool) -> int:
 def lines(mount: Document) -> list[str]:
     """Return what people read of one mount."""
     if mount["state"] != "mounted":
-        advice = (
-            f"unmount it: optfs umount {mount['mountpoint']}" if mount["state"] == "dead" else "it is another user's, or busy; see its log"
-        )
+        command = f"optfs umount {shlex.quote(mount['mountpoint'])}"
+        advice = f"unmount it: {command}" if mount["state"] == "dead" else "it is another user's, or busy; see its log"
         return [f"{mount['mountpoint']}: {mount['state']}; {advice}"]
     cache, requests, blocks = mount["cache"], mount["requests"], mount["blocks"]
     carrier = f", carrier {mount['carrier']}" if mount.get("carrier", "direct") != "direct" else ""  # older versions told none

@@ -317,6 +317,13 @@ def test_a_provider_that_is_left_out_is_told_to_the_user(machine: Machine) -> No
     assert machine.status()["providers"] == ["gcp"]
 
 
+def test_a_mount_below_a_dead_one_is_refused_with_the_command_that_unmounts_that(machine: Machine) -> None:
+    machine.mount()
+    kill(machine)
+    done = machine.optfs("mount", machine.point / "sub")
+    assert (done.returncode, done.stderr.endswith(f"; unmount it: optfs umount {machine.point}\n")) == (5, True)
+
+
 @pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-", "<&- >&- 2>&-"])
 def test_a_background_mount_needs_no_standard_streams(machine: Machine, closed: str) -> None:
     """It ended as a bug, or its answer went elsewhere."""

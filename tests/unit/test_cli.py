@@ -353,6 +353,7 @@ def test_status_escapes_what_would_control_a_terminal(monkeypatch: pytest.Monkey
 
 def test_a_dead_mount_is_told_with_what_to_do() -> None:
     assert lines({"state": "dead", "mountpoint": "/mnt"}) == ["/mnt: dead; unmount it: optfs umount /mnt"]
+    assert lines({"state": "dead", "mountpoint": "/a b"}) == ["/a b: dead; unmount it: optfs umount '/a b'"]
 
 
 def test_a_mount_that_an_older_version_serves_is_shown() -> None:

@@ -378,18 +378,6 @@ def test_a_mount_point_is_resolved_without_its_last_component(tmp_path: Path) ->
     assert mounts.resolve("/") == "/"
 
 
-def test_a_mount_point_must_be_an_existing_folder(tmp_path: Path) -> None:
-    """Each failure says what to do."""
-    with pytest.raises(errors.ConfigError, match="mkdir -p"):
-        mounting.check_mountpoint(str(tmp_path / "missing"))
-    (tmp_path / "file").touch()
-    with pytest.raises(errors.ConfigError, match="isn't a folder"):
-        mounting.check_mountpoint(str(tmp_path / "file"))
-    mounting.check_mountpoint(str(tmp_path))
-    with pytest.raises(errors.MountError, match="can't be looked at: File name too long"):
-        mounting.check_mountpoint(str(tmp_path / ("long" * 100)))
-
-
 def test_unmounting_what_is_not_mounted_is_one_line(tmp_path: Path) -> None:
     """With the reason in it."""
     with pytest.raises(errors.MountError) as failed:
