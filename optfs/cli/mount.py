@@ -25,7 +25,9 @@ def settings(function: F) -> F:
         else:
             option = click.option(f"--{setting.name}", setting.field, metavar=setting.metavar, default=None, help=shown)
         function = option(function)
-    return click.option("--config", metavar="FILE", default=None, help="TOML file of these settings.")(function)
+    return click.option("--config", metavar="FILE", default=None, help="TOML file of these settings; also OPTFS_CONFIG, -o config=FILE.")(
+        function
+    )
 
 
 def source_and_point(words: tuple[str, ...], options: dict[str, str | None]) -> Path:

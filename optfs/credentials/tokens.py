@@ -135,7 +135,8 @@ class TokenCommand:
                 start_new_session=True,
             )
         except (OSError, ValueError) as error:
-            raise ConfigError(f"the token command ({self._arguments[0]}) can't be run: {error}") from None
+            reason = error.strerror if isinstance(error, OSError) else error
+            raise ConfigError(f"the token command ({self._arguments[0]}) can't be run: {reason}") from None
 
     def read(self, timeout: float = COMMAND_TIMEOUT) -> str:
         """Run the command and return what it printed; see `TokenSource`."""

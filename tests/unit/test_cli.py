@@ -319,11 +319,27 @@ def test_cache_commands_tell_what_they_did(capsys: pytest.CaptureFixture[str], t
         assert word in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("seconds", ["nan", "inf", "-1", "soon"])
+@pytest.mark.parametrize("seconds", ["nan", "inf", "-1", "soon", "9" * 400])
 def test_umount_waits_for_so_many_seconds_and_no_other_length(seconds: str, capsys: pytest.CaptureFixture[str]) -> None:
     """It would wait for ever for one that no clock reaches."""
     assert main(["umount", "--timeout", seconds, "/mnt"]) == 2
-    assert "--timeout" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert told.startswith(f"optfs: --timeout: {seconds[:60]!r} is ")
+    assert told.endswith("see optfs umount --help\n")
+
+
+def test_umounts_timeout_is_a_duration_as_mounts_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    waited: list[float] = []
+    monkeypatch.setattr(running, "unmount", lambda *_, timeout, **__: waited.append(timeout))
+    for words in ([], ["--timeout", "2"], ["--timeout", "500ms"], ["--timeout", "1m"]):
+        assert main(["umount", *words, "/mnt"]) == 0
+    assert waited == [15.0, 2.0, 0.5, 60.0]
+
+
+def test_what_names_the_file_of_settings_is_in_the_help(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["mount", "--help"]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "OPTFS_CONFIG, -o config=FILE" in shown
 
 
 def test_umount_says_nothing_when_all_is_done(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
