@@ -6,6 +6,7 @@ import resource
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -177,13 +178,21 @@ def test_a_signal_ends_a_mount_that_is_out_of_sight_although_a_reader_waits(
 
 def test_busy_threads_of_libfuse_hold_no_descriptors(services: Services, tmp_path: Path, kind: tuple[str, str]) -> None:
     """Pipes, two a thread, left none for connections where few are allowed."""
-    with MountProcess(services, tmp_path, *kind, "--cache-size", "0") as mount:
-        everything = files(mount, SMALL | BIG)
-        before = descriptors(mount.pid, "pipe:")
-        with Load(everything, threads=24) as load:
-            eventually(lambda: load.done > 200, "the load is on")
-        assert psutil.Process(mount.pid).num_threads() > 24
-        assert descriptors(mount.pid, "pipe:") == before
+    key = next(iter(BIG))
+    with MountProcess(services, tmp_path, *kind, "--timeout", "300s") as mount, (mount.account / key).open("rb", buffering=0) as file:
+        process, pipes = psutil.Process(mount.pid), descriptors(mount.pid, "pipe:")
+        idle = process.num_threads()
+        fault = is_get_of(services, key)
+        readers = [threading.Thread(target=os.pread, args=(file.fileno(), 1, place * MIB // 4), daemon=True) for place in range(24)]
+        try:
+            for reader in readers:
+                reader.start()
+            eventually(lambda: process.num_threads() >= idle + 20, "handlers wait for the stalled connection")
+            assert descriptors(mount.pid, "pipe:") == pipes
+        finally:
+            services.faults.remove(fault)
+            for reader in readers:
+                reader.join(LIMIT)
 
 
 def test_sixty_four_descriptors_are_enough(services: Services, tmp_path: Path, kind: tuple[str, str]) -> None:
