@@ -4,9 +4,9 @@ glibc gives each thread an arena of its own, and what one frees another can't us
 210 MiB of resident memory, 120 MiB with two arenas.
 
 By itself it also gives freed memory back to the system, which clears new pages for the next buffer: 1 GiB in one stream met 75,000 to
-105,000 page faults. So some is kept: the stream meets 38,000, with the cache 32,000 to 79,000. But a buffer of a whole block is mapped and
+105,000 page faults. So some is kept: the stream meets 38,000, with the cache 50,000 to 80,000. But a buffer of a whole block is mapped and
 unmapped by itself (`reading.blocks` keeps spare ones): among smaller ones it left holes, and 64 readers with a `--memory` of 256 MiB took
-379 to 475 MiB, now 333 to 403. Elsewhere (musl, macOS) there is nothing to set.
+397 to 447 MiB, now 340 to 403. Elsewhere (musl, macOS) there is nothing to set.
 
 A core file would hold the token and credentials, so none is written. `PR_SET_DUMPABLE` would do the same, but it takes /proc/self away from a
 process that isn't root's, which tools of the user's own need.
