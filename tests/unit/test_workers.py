@@ -190,3 +190,30 @@ def test_a_thread_that_begins_after_it_was_given_up_runs_nothing(monkeypatch: py
             StartedThread(ran.set, "late")
     late[0]()
     assert not ran.is_set()
+
+
+def test_a_job_whose_thread_finds_no_memory_is_run_by_one_that_is_being_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It isn't refused as long as another thread may come."""
+    failed, late = threading.Event(), threading.Event()
+    pool = WorkerPool("test", 2, reserve=0)
+    ran = [threading.Event(), threading.Event()]
+
+    def start(run: Callable[[], object], name: str) -> StartedThread:
+        if name == "test-1":
+            failed.set()
+            raise MemoryError
+        _wait(late)
+        return StartedThread(run, name)
+
+    monkeypatch.setattr(workers, "StartedThread", start)
+    submitting = [threading.Thread(target=pool.submit, args=(done.set, Priority.DEMAND), daemon=True) for done in ran]
+    submitting[0].start()
+    while pool._starting == 0:
+        submitting[0].join(0.01)
+    submitting[1].start()
+    assert failed.wait(LIMIT)
+    late.set()
+    for thread, done in zip(submitting, ran, strict=True):
+        thread.join(LIMIT)
+        assert done.wait(LIMIT)
+    assert pool.close(LIMIT)
