@@ -76,7 +76,7 @@ def header_matches(header: bytes, key_identity: bytes) -> bool:
     )
 
 
-def data_matches(header: bytes, data: bytes) -> bool:
+def data_matches(header: bytes, data: bytes | bytearray) -> bool:
     """Tell whether the block's bytes are those that the header was made for."""
     return xxhash.xxh3_128_digest(data) == header[-_HEADER_DIGEST - _DIGEST : -_HEADER_DIGEST]
 

@@ -81,9 +81,9 @@ class CacheStats:
 class NoCache:
     """The block cache when it is turned off: holds nothing."""
 
-    def get(self, key: BlockKey) -> bytes | None:
+    def get(self, key: BlockKey, into: bytearray | None = None) -> bytes | bytearray | None:
         """Return None."""
-        del key
+        del key, into
         return None
 
     def put(self, key: BlockKey, data: memoryview) -> None:
@@ -138,9 +138,9 @@ class DiskCache:
         self._warned_of_damage = False
         self._writer.start()
 
-    def get(self, key: BlockKey) -> bytes | None:
+    def get(self, key: BlockKey, into: bytearray | None = None) -> bytes | bytearray | None:
         """Return the block, checked, or None; see `BlockCache`."""
-        data = self._read(key) if not self._handover.closed and self._reading.usable() else None
+        data = self._read(key, into) if not self._handover.closed and self._reading.usable() else None
         with self._lock:
             if data is None:
                 self._misses += 1
@@ -196,13 +196,13 @@ class DiskCache:
         self._handover.close(self._clock() + _CLOSE_LIMIT, self._clock)
         self._writer.join(_CLOSE_LIMIT * 1.2)  # the block being written when time was up
 
-    def _read(self, key: BlockKey) -> bytes | None:
+    def _read(self, key: BlockKey, into: bytearray | None) -> bytes | bytearray | None:
         folder = self._writer.folder
         if folder is None or key.length <= 0:
             return None
         name = block_name(key)
         try:
-            data = read_block(folder, key)
+            data = read_block(folder, key, into)
         except FileNotFoundError:
             return None
         except OSError as error:

@@ -234,8 +234,8 @@ def open_folder(cache_dir: Path) -> Folder:
     return Folder(path, fd, fds[1:])
 
 
-def read_block(folder: Folder, key: BlockKey) -> bytes | None:
-    """Return a block, checked against its identity and checksum, or None if the file is damaged or another's.
+def read_block(folder: Folder, key: BlockKey, into: bytearray | None = None) -> bytes | bytearray | None:
+    """Return a block, checked against its identity and checksum, or None if the file is damaged or another's; see `BlockCache.get`.
 
     Raises:
         OSError: FileNotFoundError where there is none; else the disk fails.
@@ -251,10 +251,18 @@ def read_block(folder: Folder, key: BlockKey) -> bytes | None:
         header = os.pread(fd, offset, 0)
         if not header_matches(header, expected):
             return None
-        data = os.pread(fd, key.length, offset)
+        data, length = _pread(fd, key.length, offset, into)
     finally:
         os.close(fd)
-    return data if len(data) == key.length and data_matches(header, data) else None
+    return data if length == key.length and data_matches(header, data) else None
+
+
+def _pread(fd: int, length: int, offset: int, into: bytearray | None) -> tuple[bytes | bytearray, int]:
+    """Read to where it is wanted; return that, and how much it was."""
+    if into is not None:
+        return into, os.preadv(fd, [into], offset)
+    data = os.pread(fd, length, offset)
+    return data, len(data)
 
 
 def _open_directory(path: Path, parent: int | None) -> int:

@@ -19,9 +19,9 @@ class OriginCache:
         self._cache = cache
         self._endpoints = endpoints
 
-    def get(self, key: BlockKey) -> bytes | None:
+    def get(self, key: BlockKey, into: bytearray | None = None) -> bytes | bytearray | None:
         """Return the block; see `BlockCache`."""
-        return self._cache.get(self._key(key))
+        return self._cache.get(self._key(key), into)
 
     def put(self, key: BlockKey, data: memoryview) -> None:
         """Offer a block; see `BlockCache`."""

@@ -27,8 +27,11 @@ class BlockKey:
 class BlockCache(Protocol):
     """Blocks that outlive the process. No method raises: a failing disk means no caching. Any thread may call any method."""
 
-    def get(self, key: BlockKey) -> bytes | None:
-        """Return the block, checked against its identity and checksum, or None. A block that fails the check is dropped."""
+    def get(self, key: BlockKey, into: bytearray | None = None) -> bytes | bytearray | None:
+        """Return the block, checked against its identity and checksum, or None. A block that fails the check is dropped.
+
+        `into`, of the block's length, is where it is read to and what is returned then; after None its contents are undefined.
+        """
         ...
 
     def put(self, key: BlockKey, data: memoryview) -> None:

@@ -39,7 +39,7 @@ Gone = Callable[[ObjectInfo], None]
 
 _Arguments = TypeVarTuple("_Arguments")
 
-_Found = list[bytes | None]
+_Found = list[bytes | bytearray | None]
 """What the block cache has: of each part, or of all parts as one."""
 
 
@@ -111,8 +111,10 @@ class Fetcher:
 
     def _bring_or_submit(self, fetch: Fetch) -> None:
         try:
-            found = self._lookup(fetch)
+            buffer = fetch.take_buffer()
+            found = self._lookup(fetch, buffer)
             if None in found:
+                fetch.keep_buffer(buffer)
                 fetch.missed, fetch.looked = True, found.count(None) == len(found)
                 if self._blocks.bind(fetch):
                     self._submit(fetch)
@@ -175,11 +177,12 @@ class Fetcher:
         finally:
             fetch.fail(error)
 
-    def _lookup(self, fetch: Fetch) -> _Found:
-        """Return what the block cache has of each part, or of all of them as one."""
+    def _lookup(self, fetch: Fetch, buffer: bytearray) -> _Found:
+        """Return what the block cache has of each part, or of all of them as one; a single part is read into `buffer`."""
         if self._cache is None:
             return [None] * len(fetch.parts)
-        found = [self._cached(fetch.info, part) for part in fetch.parts]
+        into = buffer if len(fetch.parts) == 1 else None
+        found: _Found = [self._cached(fetch.info, part, into) for part in fetch.parts]
         if None in found and (block := self._cached_block(fetch)) is not None:
             found = [bytes(block[part[1] - fetch.start :][: part[2]]) for part in fetch.parts]
         return [self._cached_pieces(fetch)] if found == [None] else found
@@ -187,15 +190,14 @@ class Fetcher:
     def _take(self, fetch: Fetch, found: _Found) -> None:
         """Hand over what the block cache had, all of it."""
         data = [part for part in found if part is not None]
-        self._land(fetch, memoryview(data[0] if len(data) == 1 else b"".join(data)), [], fetch.length)
+        self._land(fetch, memoryview(data[0] if len(data) == 1 else b"".join(data)).toreadonly(), [], fetch.length)
 
     def _bring(self, fetch: Fetch) -> None:
-        found: _Found = [None] * len(fetch.parts) if fetch.looked else self._lookup(fetch)
+        buffer = fetch.take_buffer()
+        found: _Found = [None] * len(fetch.parts) if fetch.looked else self._lookup(fetch, buffer)
         if None not in found:
             self._take(fetch, found)
             return
-        buffer = fetch.spare or bytearray(fetch.length)
-        fetch.spare = None
         view = memoryview(buffer)
         readable = view.toreadonly()
         fetch.fill(readable)
@@ -235,10 +237,10 @@ class Fetcher:
             for index in fresh:
                 self._cache.put(self._key(fetch.info, fetch.parts[index]), views[index])
 
-    def _cached(self, info: ObjectInfo, part: Part) -> bytes | None:
+    def _cached(self, info: ObjectInfo, part: Part, into: bytearray | None = None) -> bytes | bytearray | None:
         if self._cache is None:
             return None
-        data = self._cache.get(self._key(info, part))
+        data = self._cache.get(self._key(info, part), into)
         return data if data is not None and len(data) == part[2] else None
 
     def _cached_pieces(self, fetch: Fetch) -> bytes | None:

@@ -84,14 +84,14 @@ class Fetch:
         """Whether the block cache was asked and lacks some of it; written before it is queued for a store."""
         self.looked = False
         """Whether the block cache was asked and has nothing of it; written before it is queued for a store."""
-        self.spare: bytearray | None = None
-        """A used buffer of exactly `length` bytes to fill, if memory had one; belongs to the worker."""
         self._changed = threading.Condition(threading.Lock())
         # Guarded by _changed: all below. Invariants: _filled never falls; bytes of _view below _filled never change.
         self.demanded = demanded
         """Whether a reader waits or waited for it."""
         self.speculative = not demanded
         """Whether it began, was cancelled or broke off while no reader wanted it: its failure is then no answer to a reader."""
+        self.spare: bytearray | None = None
+        """A buffer of exactly `length` bytes to fill, if memory had one; goes to who takes it, and back if the block cache had nothing."""
         self._state = State.QUEUED
         self._filled = 0
         self._wanted = 0
@@ -166,6 +166,18 @@ class Fetch:
             if self._deserted:
                 self.speculative = True
             return self._deserted
+
+    def take_buffer(self) -> bytearray:
+        """Return a buffer that nobody else fills, of `length` bytes, whose contents are undefined."""
+        with self._changed:
+            spare, self.spare = self.spare, None
+        return bytearray(self.length) if spare is None else spare
+
+    def keep_buffer(self, buffer: bytearray) -> None:
+        """Take a buffer back, for the worker that will begin."""
+        with self._changed:
+            if self._state is State.QUEUED:
+                self.spare = buffer
 
     def fill(self, view: memoryview) -> None:
         """Set the buffer that bytes will arrive in."""

@@ -113,9 +113,15 @@ class FakeCache:
     def __init__(self) -> None:
         self.blocks: dict[BlockKey, bytes] = {}
 
-    def get(self, key: BlockKey) -> bytes | None:
-        """Return a block that was put."""
-        return self.blocks.get(key)
+    def get(self, key: BlockKey, into: bytearray | None = None) -> bytes | bytearray | None:
+        """Return a block that was put, and leave other bytes in the buffer where there is none."""
+        data = self.blocks.get(key)
+        if into is None or data is None:
+            if into is not None:
+                into[:] = b"\xa5" * len(into)
+            return data
+        into[:] = data
+        return into
 
     def put(self, key: BlockKey, data: memoryview) -> None:
         """Keep a block."""

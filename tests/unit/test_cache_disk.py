@@ -45,6 +45,22 @@ def test_a_block_comes_back(tmp_path: Path) -> None:
     assert (stats.state, stats.hits, stats.misses, stats.hit_bytes, stats.stored, stats.stored_bytes) == ("on", 1, 1, BLOCK, 1, BLOCK)
 
 
+def test_a_block_is_read_to_where_it_is_wanted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """And checked there: one that is damaged is none."""
+    cache, key = make_cache(tmp_path), block_key(0)
+    fill(cache, key)
+    buffer = bytearray(b"\xa5" * key.length)
+    assert cache.get(key, buffer) is buffer
+    assert buffer == content(key)
+    path = file_of(tmp_path, key)
+    damaged = bytearray(path.read_bytes())
+    damaged[-1] ^= 1
+    path.write_bytes(damaged)
+    assert cache.get(key, buffer) is None
+    assert "was damaged" in caplog.text
+    cache.close()
+
+
 def test_blocks_survive_a_restart(tmp_path: Path) -> None:
     """Another process, later, finds them; `close` writes what was taken."""
     cache = make_cache(tmp_path)

@@ -15,7 +15,8 @@ class _Cache:
         self.blocks: dict[BlockKey, bytes] = {}
         self.closed = False
 
-    def get(self, key: BlockKey) -> bytes | None:
+    def get(self, key: BlockKey, into: bytearray | None = None) -> bytes | bytearray | None:
+        del into
         return self.blocks.get(key)
 
     def put(self, key: BlockKey, data: memoryview) -> None:

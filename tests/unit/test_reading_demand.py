@@ -198,13 +198,13 @@ class HangingCache(FakeCache):
         self.asked = threading.Event()
         self._starve = starve
 
-    def get(self, key: BlockKey) -> bytes | None:
+    def get(self, key: BlockKey, into: bytearray | None = None) -> bytes | bytearray | None:
         """Wait, and return a block that was put."""
         self.asked.set()
         assert self.gate.wait(PATIENCE)
         if self._starve:
             raise MemoryError
-        return super().get(key)
+        return super().get(key, into)
 
 
 def test_a_cache_disk_that_hangs_holds_up_no_reader_beyond_its_time() -> None:
@@ -234,6 +234,20 @@ def test_a_look_that_finds_no_memory_does_not_end_what_a_worker_has_begun() -> N
         assert not fetch.failed
         files.blocks.landed(fetch, [memoryview(bytes(1000))], from_disk=0)
         assert files.counters().resident_bytes == 1000
+
+
+def test_a_look_and_a_worker_fill_buffers_of_their_own() -> None:
+    """A fetch ahead that a reader comes for is in both's hands at once; what the look left over is kept as long as somebody may need it."""
+    fetch = Fetch(info("a", 1000), ((ident_of(info("a", 1000)), 0, 1000),), demanded=False)
+    fetch.spare = spare = bytearray(1000)
+    look = fetch.take_buffer()
+    assert look is spare
+    assert fetch.take_buffer() is not spare
+    fetch.keep_buffer(look)
+    assert fetch.take_buffer() is spare
+    assert fetch.begin()
+    fetch.keep_buffer(look)
+    assert fetch.take_buffer() is not spare
 
 
 def test_who_gives_up_in_a_second_try_takes_along_the_rest_of_its_read() -> None:

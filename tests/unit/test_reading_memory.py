@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from optfs.cache.protocol import BlockKey
 from optfs.errors import AccessDenied, OptfsError, ServiceUnavailable
 from optfs.reading.blocks import FRESH
 from optfs.reading.files import Files
@@ -210,6 +211,31 @@ def test_a_fetch_ahead_that_a_reader_joined_is_used() -> None:
         store.gate.set()
         until(lambda: files.counters().misses == 1)
         assert files.counters().fresh_bytes == 0
+
+
+def test_blocks_of_the_cache_are_read_into_buffers_that_are_used_again() -> None:
+    """New memory costs more than the copy into it."""
+
+    class Watch(FakeCache):
+        def __init__(self) -> None:
+            super().__init__()
+            self.buffers: list[bytearray] = []  # keeps them, or a new one could be taken for one that is gone
+
+        def get(self, key: BlockKey, into: bytearray | None = None) -> bytes | bytearray | None:
+            if into is not None and not any(into is buffer for buffer in self.buffers):
+                self.buffers.append(into)
+            return super().get(key, into)
+
+    size = 40 * BLOCK
+    store, cache = FakeStore(), Watch()
+    for _ in range(2):  # the second time from the cache
+        cache.buffers.clear()
+        with reading(store, cache, memory=64 * MiB) as files:
+            stream(files.open(info("a", size), nothing_follows), 0, size)
+            until(lambda: sum(map(len, cache.blocks.values())) == size)
+            counters = files.counters()
+    assert (counters.disk_bytes, counters.fetched_bytes) == (size, 0)
+    assert 0 < len(cache.buffers) <= len(cache.blocks) / 2
 
 
 def test_want_of_memory_gives_up_what_is_resident_and_the_read_is_tried_again() -> None:
