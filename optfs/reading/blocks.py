@@ -16,7 +16,7 @@ Rules:
 - A failure is the answer for its parts for `FAILURE_HOLDS` seconds: the kernel asks again for every page of a failed readahead, and a program
   would wait for the timeout again each time. Want of memory isn't held: all that is resident is given up, and then it may be over.
 - A block's buffer is filled anew once nobody else holds a view of it; new memory costs more than the copy into it. What readers and the
-  cache's writer still hold of parts that were evicted isn't counted here; the writer bounds its own share.
+  cache's writer still hold of parts that were evicted (`_lent`) isn't counted here; the writer bounds its own share.
 
 Lock: `_lock` (and `_room`, a condition on it) guards all fields below it. A fetch's own lock may be taken under it, never the other way round;
 nothing else is called under it.
@@ -37,8 +37,8 @@ RESERVE = 1 / 8
 FAILURE_HOLDS = 0.5
 FRESH = 10.0
 SPARES = 16
-"""Buffers kept for reuse: as many as a stream gives up before the cache's writer lets go of the first. With 8, a GiB met three times as many
-page faults; with 24 no fewer."""
+"""Buffers kept for reuse, and as many that the cache's writer may have in hand: it lets go of the first when a stream has given up as many.
+With 8, a GiB met three times as many page faults; with 24 no fewer."""
 MOST_FAILURES = 1000
 
 
@@ -54,12 +54,13 @@ class Blocks:
         self._room = threading.Condition(self._lock)
         # Guarded by _lock: all below. Invariants: a part is in at most one of _read and _ahead; _taken is the sum of the lengths of resident
         # parts, of fetches in flight and of spare buffers, and <= _limit; _ahead_bytes is the sum of the lengths in _ahead; _bound, of each
-        # provider, of bound fetches in flight; _waiting is how many readers wait for room.
+        # provider, of bound fetches in flight; _waiting is how many readers wait for room. Nobody has a view of a buffer in _spares.
         self._read: OrderedDict[Part, memoryview] = OrderedDict()
         self._ahead: OrderedDict[Part, tuple[memoryview, float]] = OrderedDict()
         self._flights: dict[Part, Fetch] = {}
         self._failures: dict[Part, tuple[OptfsError, float]] = {}  # with the time until which each holds, in that order
         self._spares: list[bytearray] = []
+        self._lent: list[bytearray] = []
         self._taken = 0
         self._ahead_bytes = 0
         self._bound: Counter[Provider] = Counter()
@@ -285,6 +286,7 @@ class Blocks:
             self._evict_ahead(next(iter(self._ahead)))
         while self._spares:
             self._taken -= len(self._spares.pop())
+        self._lent.clear()
 
     def _check(self, parts: Iterable[Part]) -> None:
         for part in parts:
@@ -362,8 +364,7 @@ class Blocks:
                 self._evict_ahead(next(iter(self._ahead)))
             elif not (for_reader and self._cancel_newest()):
                 if fetch.spare is not None:
-                    self._spares.append(fetch.spare)
-                    self._taken += len(fetch.spare)
+                    self._lent.append(fetch.spare)
                     fetch.spare = None
                 return False
 
@@ -389,10 +390,10 @@ class Blocks:
 
     def _evict_read(self, part: Part) -> None:
         buffer = self._read.pop(part).obj
-        if part[2] == self.block and isinstance(buffer, bytearray) and len(self._spares) < SPARES:
-            self._spares.append(buffer)
-        else:
-            self._taken -= part[2]
+        self._taken -= part[2]
+        if part[2] == self.block and isinstance(buffer, bytearray):
+            self._lent.append(buffer)
+            del self._lent[:-SPARES]
 
     def _evict_ahead(self, part: Part) -> None:
         del self._ahead[part]
@@ -402,12 +403,26 @@ class Blocks:
 
     def _take_spare(self) -> bytearray | None:
         """Return a buffer that nobody else has a view of, its room given back."""
-        for index, buffer in enumerate(self._spares):
-            try:
-                buffer.append(buffer.pop())  # raises where views exist; shrinking by one byte and back moves nothing
-            except BufferError:
-                continue
-            del self._spares[index]
-            self._taken -= len(buffer)
-            return buffer
-        return None
+        lent, self._lent = self._lent, []
+        found = None
+        for buffer in lent:
+            if _is_viewed(buffer):
+                self._lent.append(buffer)
+            elif found is None:
+                found = buffer
+            elif len(self._spares) < SPARES and self._taken + len(buffer) <= self._limit:
+                self._spares.append(buffer)
+                self._taken += len(buffer)
+        if found is None and self._spares:
+            found = self._spares.pop()
+            self._taken -= len(found)
+        return found
+
+
+def _is_viewed(buffer: bytearray) -> bool:
+    """Return whether there are views of a buffer that isn't empty."""
+    try:
+        buffer.append(buffer.pop())  # raises where there are; shrinking by one byte and back moves nothing
+    except BufferError:
+        return True
+    return False

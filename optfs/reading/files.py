@@ -77,16 +77,17 @@ class Files:
 
         Args:
             stores: by provider.
-            cache: blocks on disk, or None. Its backlog of blocks to be written is to be an eighth of `memory` at most.
+            cache: blocks on disk, or None.
             pools: run the fetches, each those of one provider, so that one that is silent holds up its own alone.
             looks: runs what finds in the block cache what readers wait for.
-            memory: bound on blocks in memory, on their way to it, and in the cache's backlog, bytes; 2 MiB at least.
+            memory: bound on blocks in memory and on their way to it, bytes; 2 MiB at least. What `cache` still holds of evicted ones, and
+                the workers that offer them to it, comes on top.
             timeout: seconds that one read may take.
             clock: monotonic.
             gone: told of each version that a fetch didn't find any more.
 
         """
-        limit = max(memory - memory // 8 if cache is not None else memory, 16 * PIECE)
+        limit = max(memory, 16 * PIECE)
         self.timeout = timeout
         self.clock = clock
         self.block = grain_for(limit)
