@@ -8,10 +8,11 @@ from hypothesis import strategies as st
 
 from optfs.cache.protocol import BlockKey
 from optfs.errors import AccessDenied, OptfsError, ServiceUnavailable
-from optfs.reading.blocks import FRESH
-from optfs.reading.files import Files
+from optfs.reading.blocks import FRESH, Blocks
+from optfs.reading.fetches import Fetch
+from optfs.reading.files import Files, ident_of
 from optfs.reading.readahead import BLOCK, PIECE
-from optfs.values import KiB, MiB, ObjectInfo
+from optfs.values import Deadline, KiB, MiB, ObjectInfo
 from tests.support.reading import PATIENCE, FakeCache, FakeStore, HandClock, check, contents, info, nothing_follows, reading, stream, until
 
 BIG = info("big", 64 * MiB + 12345)
@@ -236,6 +237,33 @@ def test_blocks_of_the_cache_are_read_into_buffers_that_are_used_again() -> None
             counters = files.counters()
     assert (counters.disk_bytes, counters.fetched_bytes) == (size, 0)
     assert 0 < len(cache.buffers) <= len(cache.blocks) / 2
+
+
+def test_a_buffer_that_is_still_viewed_is_used_again_once_it_is_not() -> None:
+    """As when the cache's writer has it in hand; meanwhile it takes no room of others, and nobody gets it."""
+    blocks = Blocks(4 * MiB, MiB, HandClock())
+
+    def admitted(name: str) -> Fetch:
+        one = info(name, MiB)
+        fetch = Fetch(one, ((ident_of(one), 0, MiB),), demanded=True)
+        assert blocks.demand(fetch, Deadline.after(HandClock(), 0)) is fetch
+        return fetch
+
+    def landed(fetch: Fetch, buffer: bytearray) -> None:
+        blocks.landed(fetch, [memoryview(buffer).toreadonly()], from_disk=0)
+        fetch.finish(memoryview(b""))
+
+    buffer = admitted("a").take_buffer()
+    landed(first := admitted("b"), buffer)
+    writer = memoryview(buffer)
+    blocks.drop(first.parts[0])
+    for name in ("c", "d", "e"):
+        fetch = admitted(name)
+        assert fetch.spare is None
+        landed(fetch, fetch.take_buffer())
+    assert blocks.counters().resident_bytes == 4 * MiB
+    writer.release()
+    assert admitted("f").take_buffer() is buffer
 
 
 def test_want_of_memory_gives_up_what_is_resident_and_the_read_is_tried_again() -> None:

@@ -3,13 +3,14 @@
 import errno
 import socket
 import ssl
+import struct
 import threading
 import time
 from pathlib import Path
 
 import pytest
 
-from optfs.errors import ConfigError, DeadlineExceeded, InvalidResponse, ServiceError, ServiceUnavailable
+from optfs.errors import ConfigError, DeadlineExceeded, InvalidResponse, OptfsError, ServiceError, ServiceUnavailable
 from optfs.stores.counters import StoreCounters
 from optfs.stores.receiver import PIECE, NoDescriptor, Stalled
 from optfs.stores.transport import Transport
@@ -194,6 +195,64 @@ def test_a_body_that_stalls_close_to_the_deadline_ends_with_it() -> None:
         with pytest.raises(DeadlineExceeded):
             fetch(to, seconds=0.5)
         assert time.monotonic() - began < 30
+        to.close()
+
+
+@pytest.mark.parametrize(
+    ("then", "timeout", "seconds", "kind"),
+    [
+        ("close", 30.0, 60.0, ServiceUnavailable),
+        ("reset", 30.0, 60.0, ServiceUnavailable),
+        ("silence", 3.0, 60.0, Stalled),
+        ("silence", 300.0, 0.5, DeadlineExceeded),
+    ],
+)
+def test_a_long_body_that_ends_while_the_kernel_gathers_it(then: str, timeout: float, seconds: float, kind: type[OptfsError]) -> None:
+    """All that came is told, and the rest isn't waited for any longer than that of a short one."""
+    came = PIECE + 100_000
+
+    def exchange(connection: socket.socket, head: bytes) -> bool:
+        connection.sendall(answer(BODY)[: -len(BODY) + came])
+        if then == "silence":
+            return bool(connection.recv(1))
+        if then == "reset":
+            assert all_told.wait(30)
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        return False
+
+    all_told = threading.Event()
+    told: list[int] = []
+    buffer = bytearray(len(BODY))
+
+    def progress(filled: int) -> None:
+        told.append(filled)
+        if filled == came:
+            all_told.set()
+
+    with FaultyServer(exchange) as server:
+        to = transport(server.url, timeout=timeout)
+        until = deadline(seconds)
+        with pytest.raises(kind):
+            to.fill(to.get("get", "/x", {}, until), memoryview(buffer), progress, until)
+        assert told[-1] == came
+        assert buffer[:came] == BODY[:came]
+        to.close()
+
+
+def test_a_connection_that_gathered_a_body_is_waited_for_as_any_other() -> None:
+    """The socket's own timeout is that of gathering no more."""
+    asked: list[bytes] = []
+
+    def exchange(connection: socket.socket, head: bytes) -> bool:
+        asked.append(head)
+        return Exchange()(connection, head) if len(asked) == 1 else keep_silent(connection, head)
+
+    with FaultyServer(exchange) as server:
+        to = transport(server.url, timeout=3.0)
+        assert fetch(to)[0] == BODY
+        with pytest.raises(Stalled):
+            fetch(to)
+        assert server.connections == 1
         to.close()
 
 
