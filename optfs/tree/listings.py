@@ -189,6 +189,7 @@ class Lister:
         objects: list[ObjectInfo] = []
         prefixes: list[str] = []
         continuation: str | None = None
+        asked: set[str] = set()
         while True:
             try:
                 deadline.check("a listing")
@@ -201,9 +202,10 @@ class Lister:
             prefixes += page.prefixes
             if page.continuation is None:
                 return ListPage(tuple(objects), tuple(prefixes), None)
-            if page.continuation == continuation:
+            if page.continuation in asked:
                 raise InvalidResponse("the service repeats a page of a listing without end", detail=f"prefix {prefix!a}")
             continuation = page.continuation
+            asked.add(continuation)
 
 
 def _complete(built: Built) -> bool:

@@ -1,5 +1,6 @@
 """What the tree shows for a set of keys, and which requests that costs."""
 
+import itertools
 import logging
 import tracemalloc
 
@@ -150,12 +151,14 @@ def test_keys_outside_of_what_was_asked_are_ignored_with_one_warning(caplog: pyt
     assert any("v1/account_id=999/secret" in record.getMessage() for record in caplog.records)
 
 
-def test_a_listing_whose_pages_repeat_without_end_fails() -> None:
-    """Rather than filling the memory."""
+@pytest.mark.parametrize("pages", [1, 2, 7])
+def test_a_listing_whose_pages_repeat_without_end_fails(pages: int) -> None:
+    """Rather than filling the memory; they may repeat by turns."""
+    tokens = itertools.cycle(str(page) for page in range(pages))
 
     class Endless(MemoryStore):
         def list_page(self, *args: object, **kwargs: object) -> ListPage:
-            return ListPage((), (), "again")
+            return ListPage((), (), next(tokens))
 
     with pytest.raises(InvalidResponse):
         Rig([Endless()]).names()
