@@ -90,7 +90,7 @@ class Receiver:
             while filled < size:
                 self._bound_wait(body, deadline)
                 if gathering:
-                    view = buffer[filled : filled + GATHER]
+                    view = buffer[filled : filled - filled % GATHER + GATHER]  # to where a request of the kernel ends
                     count = body.gather(view)
                     gathering = count == len(view)
                 else:
