@@ -349,9 +349,11 @@ class Blocks:
         """Evict until the fetch fits; return whether it does."""
         if fetch.length > self._limit or (fetch.bound and not self._may_bind(fetch, for_reader=for_reader)):
             return False
+        if fetch.length != self.block:
+            self._reclaim(wanted=False)
         while True:
             if fetch.length == self.block and fetch.spare is None:
-                fetch.spare = self._take_spare()
+                fetch.spare = self._reclaim(wanted=True)
             if self._taken + fetch.length <= self._limit:
                 return True
             if self._spares:
@@ -364,7 +366,7 @@ class Blocks:
                 self._evict_ahead(next(iter(self._ahead)))
             elif not (for_reader and self._cancel_newest()):
                 if fetch.spare is not None:
-                    self._lent.append(fetch.spare)
+                    self._keep(fetch.spare)
                     fetch.spare = None
                 return False
 
@@ -392,8 +394,7 @@ class Blocks:
         buffer = self._read.pop(part).obj
         self._taken -= part[2]
         if part[2] == self.block and isinstance(buffer, bytearray):
-            self._lent.append(buffer)
-            del self._lent[:-SPARES]
+            self._keep(buffer)
 
     def _evict_ahead(self, part: Part) -> None:
         del self._ahead[part]
@@ -401,19 +402,25 @@ class Blocks:
         self._ahead_bytes -= part[2]
         self._counters.unused_bytes += part[2]
 
-    def _take_spare(self) -> bytearray | None:
-        """Return a buffer that nobody else has a view of, its room given back."""
+    def _keep(self, buffer: bytearray) -> None:
+        """Keep a buffer of no part for reuse, if there is room for one that nobody views."""
+        if _is_viewed(buffer):
+            self._lent.append(buffer)
+            del self._lent[:-SPARES]
+        elif len(self._spares) < SPARES and self._taken + len(buffer) <= self._limit:
+            self._spares.append(buffer)
+            self._taken += len(buffer)
+
+    def _reclaim(self, *, wanted: bool) -> bytearray | None:
+        """Keep or let go what was lent and is back; return such a buffer or a spare one if `wanted`, its room given back."""
         lent, self._lent = self._lent, []
         found = None
         for buffer in lent:
-            if _is_viewed(buffer):
-                self._lent.append(buffer)
-            elif found is None:
+            if wanted and found is None and not _is_viewed(buffer):
                 found = buffer
-            elif len(self._spares) < SPARES and self._taken + len(buffer) <= self._limit:
-                self._spares.append(buffer)
-                self._taken += len(buffer)
-        if found is None and self._spares:
+            else:
+                self._keep(buffer)
+        if wanted and found is None and self._spares:
             found = self._spares.pop()
             self._taken -= len(found)
         return found

@@ -101,7 +101,7 @@ class Receiver:
                     gathering = body.gathers and len(view) == PIECE
                 filled += count
                 now = deadline.clock()
-                if filled - told >= PIECE or now - told_at >= NEWS:
+                if filled - told >= PIECE or now - told_at >= NEWS or (gathering and told == 0):
                     told, told_at = filled, now
                     progress(filled)
             body.end()
@@ -216,8 +216,8 @@ class _Body:
     def limit_wait(self, seconds: float) -> None:
         """Let the next wait for bytes last at most so long."""
         if self._socket is not None:
-            self._patience = max(seconds, SHORTEST_WAIT)
-            self._socket.settimeout(self._patience)
+            self._socket.settimeout(max(seconds, SHORTEST_WAIT))
+            self._patience = self._socket.gettimeout()  # rounded
 
     def _wait_like_python(self) -> None:
         if self._socket is not None and self._socket.gettimeout() != self._patience:

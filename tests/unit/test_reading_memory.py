@@ -1,5 +1,6 @@
 """Memory under open files: what is fetched ahead, what makes room for what, and the bound that all keeps to."""
 
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -9,7 +10,7 @@ from hypothesis import strategies as st
 from optfs.cache.protocol import BlockKey
 from optfs.errors import AccessDenied, OptfsError, ServiceUnavailable
 from optfs.reading.blocks import FRESH, Blocks
-from optfs.reading.fetches import Fetch
+from optfs.reading.fetches import Fetch, Part
 from optfs.reading.files import Files, ident_of
 from optfs.reading.readahead import BLOCK, PIECE
 from optfs.values import Deadline, KiB, MiB, ObjectInfo
@@ -264,6 +265,35 @@ def test_a_buffer_that_is_still_viewed_is_used_again_once_it_is_not() -> None:
     assert blocks.counters().resident_bytes == 4 * MiB
     writer.release()
     assert admitted("f").take_buffer() is buffer
+
+
+@pytest.mark.parametrize("viewed", [False, True])
+def test_buffers_kept_for_reuse_take_no_room_beyond_the_bound(viewed: bool) -> None:
+    """Also when what comes is no block, so that nobody takes them."""
+
+    class Buffer(bytearray):
+        """One that can be referred to weakly."""
+
+    blocks = Blocks(16 * MiB, MiB, HandClock())
+    kept: list[weakref.ref[Buffer]] = []
+
+    def land(name: str, length: int) -> Part:
+        one = info(name, length)
+        fetch = Fetch(one, ((ident_of(one), 0, length),), demanded=True)
+        assert blocks.demand(fetch, Deadline.after(HandClock(), 0)) is fetch
+        buffer = Buffer(length)
+        kept.append(weakref.ref(buffer))
+        blocks.landed(fetch, [memoryview(buffer).toreadonly()], from_disk=0)
+        return fetch.parts[0]
+
+    parts = [land(f"block-{number}", MiB) for number in range(16)]
+    views = [blocks.find(part, MiB) for part in parts] if viewed else []
+    for part in parts:
+        blocks.drop(part)
+    views.clear()
+    for number in range(32):
+        land(f"file-{number}", MiB // 2)
+    assert sum(len(buffer) for buffer in (each() for each in kept) if buffer is not None) <= 16 * MiB
 
 
 def test_want_of_memory_gives_up_what_is_resident_and_the_read_is_tried_again() -> None:
