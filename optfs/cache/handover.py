@@ -4,6 +4,8 @@ Rules: blocks hold at most `backlog` bytes from `put` until the writer has relea
 dropped then, so that no failure of its own takes room for ever. For a block that doesn't fit `put` waits `PATIENCE` at most, then it is
 dropped: callers are workers whose readers have their bytes already, and a disk that is a little slower than the network keeps up that way
 (without, 45 of a stream's 256 blocks were dropped). The wait is short enough for a stuck disk to slow no stream down.
+The writer waits `GATHER` seconds for more blocks, unless a quarter of the backlog is there: so they share a transaction, and the writing
+doesn't compete with what a reader does next (a thousand files of a MiB: 2.8 s of CPU instead of 3.6; 200 reads at random: 6.59 s, not 6.73).
 A use is noted at most once in `TOUCH_EVERY` seconds a block, and waits up to `TOUCH_DELAY` seconds, so that many share one transaction.
 
 Lock: `_lock` (with its conditions `_changed` and `_room`) guards everything here. It is a leaf and never held over I/O.
@@ -20,6 +22,9 @@ from optfs.values import Clock
 
 TOUCH_EVERY = 60.0
 TOUCH_DELAY = 2.0
+GATHER = 0.02
+"""Seconds; the next of a row of random reads has been sent by then, and waits."""
+
 IDLE = 30.0
 """Seconds after which an idle writer looks at the free space."""
 
@@ -99,7 +104,8 @@ class Handover:
                 return
             self._blocks.append((key, data))  # first: it may find no memory
             self._held += len(data)
-            self._changed.notify_all()
+            if len(self._blocks) == 1 or self._plenty():
+                self._changed.notify_all()
 
     def note_use(self, name: str, now: float, wall: float) -> None:
         """Note that a block was used, `now` by a monotonic clock, `wall` in seconds since the epoch."""
@@ -166,6 +172,8 @@ class Handover:
                 self._changed.wait_for(lambda: self._blocks or self._uses or self._gone or self.closed, IDLE)
                 if not self._blocks and not self.closed and (self._uses or self._gone):
                     self._changed.wait_for(lambda: self._blocks or self._hurry or self.closed, TOUCH_DELAY)
+            if self._blocks:
+                self._changed.wait_for(lambda: self._plenty() or self._hurry or self.closed, GATHER)
             batch = Batch(
                 deque(islice(self._blocks, _BATCH)),
                 list(self._uses.items()),
@@ -213,6 +221,10 @@ class Handover:
             self._held = 0
             self._changed.notify_all()
             self._room.notify_all()
+
+    def _plenty(self) -> bool:
+        """Return whether what waits is worth a transaction of its own. Called with the lock."""
+        return len(self._blocks) >= _BATCH or self._held - self._taken_bytes >= self._backlog // 4
 
     def _give_back(self) -> None:
         """Drop what the writer took and didn't release. Called with the lock."""

@@ -46,6 +46,26 @@ def test_a_stuck_disk_costs_blocks_and_not_readers(monkeypatch: pytest.MonkeyPat
     assert len(queue.take(more_work=True).blocks) == 1
 
 
+def test_blocks_that_come_one_after_the_other_are_one_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The writer waits a moment for more, until there is a quarter of the backlog, or somebody is in a hurry."""
+    monkeypatch.setattr(handover, "GATHER", 30.0)
+    for hurry in (False, True):
+        queue = Handover(BACKLOG)
+        batches: list[int] = []
+        writer = threading.Thread(target=lambda: batches.append(len(queue.take(more_work=False).blocks)), daemon=True)  # noqa: B023 - joined below
+        writer.start()
+        for number in range(2):
+            put(queue, number, 8)
+            writer.join(0.02)
+            assert writer.is_alive()
+        if hurry:
+            queue.flush(0)
+        else:
+            put(queue, 2, 9)
+        writer.join(10)
+        assert batches == [2 if hurry else 3]
+
+
 def test_closing_ends_the_wait() -> None:
     """Nobody waits for room that won't come."""
     queue = Handover(BACKLOG)
