@@ -1,5 +1,6 @@
 """What is measured: each test is a program of its own that reads the mount as a user's would, and must give the right answer to count."""
 
+import contextlib
 import os
 import random
 import signal
@@ -54,10 +55,13 @@ def _shell(line: str, *arguments: str) -> str:
     )
     try:
         out, err = process.communicate(timeout=LIMIT)
-    except subprocess.TimeoutExpired as late:
-        os.killpg(process.pid, signal.SIGKILL)
+    except BaseException as error:  # a signal may end the benchmark meanwhile
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
         process.communicate()
-        raise Stopped from late
+        if isinstance(error, subprocess.TimeoutExpired):
+            raise Stopped from error
+        raise
     if process.returncode:
         raise Failed(err.strip()[-300:])
     return out.strip()
