@@ -37,8 +37,9 @@ RESERVE = 1 / 8
 FAILURE_HOLDS = 0.5
 FRESH = 10.0
 SPARES = 16
-"""Buffers kept for reuse, and as many that the cache's writer may have in hand: it lets go of the first when a stream has given up as many.
-With 8, a GiB met three times as many page faults; with 24 no fewer."""
+"""Buffers kept for reuse. With 8, a GiB met three times as many page faults; with 24 no fewer."""
+LENT = 40
+"""Buffers that are expected back: on a slow disk the cache's writer has eight in hand, and each of 24 fetching threads one."""
 MOST_FAILURES = 1000
 
 
@@ -406,7 +407,7 @@ class Blocks:
         """Keep a buffer of no part for reuse, if there is room for one that nobody views."""
         if _is_viewed(buffer):
             self._lent.append(buffer)
-            del self._lent[:-SPARES]
+            del self._lent[:-LENT]
         elif len(self._spares) < SPARES and self._taken + len(buffer) <= self._limit:
             self._spares.append(buffer)
             self._taken += len(buffer)
