@@ -37,6 +37,7 @@ Echo = Callable[[str], None]
 ERRORS: dict[int, type[OptfsError]] = {2: ConfigError, 3: AccessError, 4: ServiceError}
 """Exit codes of `optfs mount`, as exceptions that end the demo with the same code."""
 
+LOOK_AGAIN = 1.0  # seconds between two looks whether the mount is still there
 MOUNT_TIMEOUT = 60.0  # seconds: a cold start on a slow machine imports two providers' packages
 
 
@@ -114,7 +115,7 @@ def show(days: int, echo: Echo = print) -> None:
 
 
 def keep_mounted(days: int, mountpoint: Path | None = None, echo: Echo = print) -> None:
-    """Mount, say what to try, and wait for ctrl-C or SIGTERM.
+    """Mount, say what to try, and wait for ctrl-C or SIGTERM, or until somebody unmounts it.
 
     Raises:
         OptfsError: see `mounted`.
@@ -125,7 +126,9 @@ def keep_mounted(days: int, mountpoint: Path | None = None, echo: Echo = print) 
         for line in _suggestions(demo):
             echo(f"    {line}")
         echo("\nctrl-C unmounts and removes everything.")
-        threading.Event().wait()
+        while _is_mounted(demo.mountpoint, demo.folder.name):
+            threading.Event().wait(LOOK_AGAIN)
+        echo("\nSomebody unmounted it.")
 
 
 def _suggestions(demo: Demo) -> list[str]:
@@ -273,12 +276,19 @@ def _mount(mountpoint: Path, environment: dict[str, str], output: Path) -> None:
         raise ERRORS.get(done.returncode, MountError)(lines[-1].removeprefix("optfs: "))
 
 
+def _is_mounted(mountpoint: Path, account: str) -> bool:
+    """Return whether the demo's own mount is there, or may be."""
+    try:
+        found = mounts.find(mountpoint)
+    except MountError:
+        return True
+    return found is not None and found.source == f"optfs#{account}"
+
+
 def _unmount(mountpoint: Path, account: str, environment: dict[str, str]) -> None:
     """Unmount the demo's own mount, also while it is in use; nothing happens where something else is mounted, or nothing."""
-    with contextlib.suppress(MountError):
-        found = mounts.find(mountpoint)
-        if found is None or found.source != f"optfs#{account}":
-            return
+    if not _is_mounted(mountpoint, account):
+        return
     with contextlib.suppress(OSError, subprocess.TimeoutExpired):
         if _optfs(["umount", str(mountpoint)], environment).returncode == 0:
             return

@@ -111,6 +111,22 @@ def test_a_termination_signal_unmounts_and_removes(commands: Commands, tmp_path:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_it_ends_when_somebody_unmounts_it(commands: Commands, tmp_path: Path) -> None:
+    """As by `optfs umount` in another terminal: there is nothing left to keep."""
+    lines: list[str] = []
+
+    def echo(line: str) -> None:
+        lines.append(line)
+        if "ctrl-C" in line:
+            [mountpoint] = (folder.parent for folder in tmp_path.rglob(PLAN.account) if folder.is_dir())
+            shutil.rmtree(mountpoint / PLAN.account)
+
+    walkthrough.keep_mounted(5, echo=echo)
+    assert lines[-1].strip() == "Somebody unmounted it."
+    assert commands.ran == ["mount"]
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_given_mount_point_stays(commands: Commands, tmp_path: Path) -> None:
     """A folder of the user's own is used and not removed."""
     own = tmp_path / "own"
