@@ -45,7 +45,7 @@ class Result:
         peak: resident memory, bytes.
         ready: seconds until the mount could be used.
         fetched: bytes that optfs fetched, and those of them that were fetched ahead and not read.
-        stopped: it took longer than that, and was ended.
+        stopped: it took longer than `measures.LIMIT`, and was ended.
 
     """
 
@@ -192,7 +192,7 @@ def picture(path: Path, table: dict[str, dict[str, float]]) -> None:
     import matplotlib as mpl  # noqa: PLC0415 - only with --picture
 
     mpl.use("Agg")
-    from matplotlib import pyplot  # noqa: PLC0415
+    from matplotlib import pyplot  # noqa: PLC0415 - as above
 
     names = list(dict.fromkeys(name for medians in table.values() for name in medians))
     figure, axes = pyplot.subplots(figsize=(12, 5))

@@ -2,11 +2,12 @@
 
 A mount's `state` is `mounted` (its process answered), `dead` (its process is gone), or `silent` (it doesn't answer, or is another user's).
 
-Mounts are looked at all at once, each in a thread that is left behind after `PATIENCE` seconds: looking at a mount whose service hangs, hangs
-for that mount's timeout, and must not keep the others from being shown.
+Mounts are looked at all at once, each in a thread. Threads that haven't ended after `PATIENCE` seconds, for all of them, are left behind: looking
+at a mount whose service hangs, hangs for that mount's timeout, and must not keep the others from being shown.
 """
 
 import threading
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -54,6 +55,7 @@ def _each(look: Callable[[Any], T], subjects: Sequence[Any], otherwise: Sequence
     threads = [threading.Thread(target=store, args=(place,), daemon=True) for place in range(len(subjects))]
     for thread in threads:
         thread.start()
+    until = time.monotonic() + PATIENCE
     for thread in threads:
-        thread.join(PATIENCE)
+        thread.join(max(0.0, until - time.monotonic()))
     return list(found)

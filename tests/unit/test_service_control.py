@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from optfs.bridge import mounts
 from optfs.service import control, survey
 from optfs.service.control import ControlServer, ask, ask_mount, socket_name
 
@@ -122,8 +123,8 @@ def test_a_new_mount_takes_over_from_a_killed_one(tmp_path: Path) -> None:
 
 
 def test_a_mount_that_ends_leaves_the_socket_of_a_later_one_at_the_same_place(tmp_path: Path) -> None:
-    """The earlier one was unmounted lazily; `optfs status` didn't see the later one any more."""
-    servers = [ControlServer(POINT, lambda pid=pid: document(pid=pid), tmp_path / "run") for pid in (8, 9)]  # type: ignore[misc]
+    """The earlier one was unmounted lazily; `optfs status` still sees the later one."""
+    servers = [ControlServer(POINT, lambda pid=pid: document(pid=pid), tmp_path / "run") for pid in (8, 9)]  # type: ignore[misc]  # untyped default
     assert all(server.start() for server in servers)
     try:
         servers[0].close()
@@ -320,3 +321,24 @@ def test_the_folder_follows_the_environment(monkeypatch: pytest.MonkeyPatch, tmp
 
 def test_a_survey_of_a_folder_that_is_no_mount_is_empty(tmp_path: Path) -> None:
     assert survey.mounts(tmp_path, tmp_path / "run") == []
+
+
+def test_looks_that_hang_share_one_time_to_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What isn't answered by then is told as silent, and what is has its answer."""
+    monkeypatch.setattr(survey, "PATIENCE", 0.5)
+    monkeypatch.setattr(mounts, "mounts", lambda: [mounts.Mount(f"/m{number}", mounts.FSTYPE, "", "0:1") for number in range(20)])
+    answers = threading.Event()
+
+    def ask_slowly(point: Path, _folder: Path | None) -> control.Document:
+        if str(point) != "/m7":
+            answers.wait(60)
+        return document(mountpoint=str(point))
+
+    monkeypatch.setattr(control, "ask_mount", ask_slowly)
+    began = time.monotonic()
+    try:
+        found = {each["mountpoint"]: each["state"] for each in survey.mounts(folder=Path("/nonexistent"))}
+        assert time.monotonic() - began < 5  # 19 waits one after the other would take 9.5
+    finally:
+        answers.set()
+    assert found == {f"/m{number}": "mounted" if number == 7 else "silent" for number in range(20)}
