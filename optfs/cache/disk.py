@@ -7,7 +7,7 @@ Rules: no method raises, and `put` waits for the disk no longer than `handover.P
 `backlog` bytes (they count towards `--memory`); what comes on top is dropped and fetched again another time. A use is noted at most once a
 minute a block.
 
-Locks: `_lock` guards the counters of reads; it is a leaf, never held over I/O, as are those of `handover` and `health`. The folder is
+Locks: `_lock` guards the counters of reads and of damage; it is a leaf, never held over I/O, as are those of `handover` and `health`. The folder is
 replaced by the writer as a whole; a reader takes one reference and uses that, and descriptors live as long as a reference does.
 
 Threads: any thread calls `get`, `put`, `cached_bytes`, `stats`; make a cache after forking, as threads don't survive a fork.
@@ -234,12 +234,10 @@ class DiskCache:
             )
 
 
-def open_cache(
-    folder: Path, *, limit: int, min_free: FreeFloor, backlog: int = BACKLOG, clock: Clock = time.monotonic
-) -> DiskCache | NoCache:
+def open_cache(folder: Path, *, limit: int, min_free: FreeFloor, backlog: int = BACKLOG) -> DiskCache | NoCache:
     """Return the block cache in `folder`; one that holds nothing where `limit` is 0 or too small to be of use."""
     if limit >= SMALLEST:
-        return DiskCache(folder, limit=limit, min_free=min_free, backlog=backlog, clock=clock)
+        return DiskCache(folder, limit=limit, min_free=min_free, backlog=backlog)
     if limit > 0:
         logger.warning("the block cache is off: --cache-size is less than its own folders and index need (%d bytes)", SMALLEST)
     return NoCache()

@@ -48,7 +48,7 @@ class GoogleSource(RenewingSource):
 def fetch_aws(root: AccountRoot) -> Grant:
     """Return what AWS's chain gives now. Raises as `AwsSource` does."""
     import botocore.exceptions  # noqa: PLC0415 - the SDK is loaded only when its chain is used
-    import botocore.session  # noqa: PLC0415
+    import botocore.session  # noqa: PLC0415 - as above
 
     try:
         found = botocore.session.get_session().get_credentials()
@@ -74,8 +74,8 @@ def fetch_aws(root: AccountRoot) -> Grant:
 def fetch_gcp(root: AccountRoot) -> Grant:
     """Return what Google's chain gives now. Raises as `AwsSource` does."""
     import google.auth  # noqa: PLC0415 - the SDK is loaded only when its chain is used
-    import google.auth.exceptions  # noqa: PLC0415
-    import google.auth.transport.requests  # noqa: PLC0415
+    import google.auth.exceptions  # noqa: PLC0415 - as above
+    import google.auth.transport.requests  # noqa: PLC0415 - as above
 
     transport = google.auth.transport.requests.Request()
     request: Callable[..., object] = functools.partial(transport, timeout=REQUEST_TIMEOUT)

@@ -7,7 +7,6 @@ a token.
 """
 
 import contextlib
-import logging
 import os
 import re
 import selectors
@@ -22,8 +21,6 @@ from pathlib import Path
 from typing import Protocol
 
 from optfs.errors import ConfigError, ServiceUnavailable
-
-logger = logging.getLogger(__name__)
 
 COMMAND_TIMEOUT = 30.0  # seconds: a password manager may ask its user something
 LOOK_AGAIN = 0.05  # seconds: how soon the end of a command is seen that closed its outputs, or left them to others

@@ -90,7 +90,7 @@ class _Maker:
     def __init__(self, plan: Plan) -> None:
         try:
             import pyarrow  # noqa: PLC0415 - only the demo needs it, and it takes long to import
-            import pyarrow.parquet  # noqa: PLC0415
+            import pyarrow.parquet  # noqa: PLC0415 - as above
         except ImportError as error:
             raise ConfigError("generating an export needs pyarrow: pip install 'optfs[demo]'") from error
         self._arrow: Any = pyarrow

@@ -1,6 +1,5 @@
 """What `optfs doctor` checks, in the order in which a mount needs it. Each check is independent of the others where it can be."""
 
-import logging
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -12,8 +11,6 @@ from optfs.config import Config
 from optfs.errors import ConfigError, NoExport, OptfsError
 from optfs.service import providers
 from optfs.values import Provider
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,8 +19,8 @@ import stat
 import sys
 import threading
 from datetime import UTC, datetime
+from io import TextIOWrapper
 from pathlib import Path
-from typing import TextIO
 
 from optfs.config import LogFormat, LogLevel
 from optfs.errors import ConfigError
@@ -107,7 +107,7 @@ class JsonFormatter(logging.Formatter):
         return json.dumps(entry, ensure_ascii=True)
 
 
-def _open_private(path: str) -> TextIO:
+def _open_private(path: str) -> TextIOWrapper:
     """Open a file to append to, and take it from all but its owner; special files (`/dev/stderr`, FIFOs) and other users' stay as they are."""
     descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
     with contextlib.suppress(OSError):  # a file system without modes
@@ -120,14 +120,14 @@ def _open_private(path: str) -> TextIO:
 class _PrivateFile(logging.handlers.WatchedFileHandler):
     """A file that only its owner reads; one that was moved away (logrotate) is made anew."""
 
-    def _open(self):  # type: ignore[no-untyped-def]
+    def _open(self) -> TextIOWrapper:
         return _open_private(self.baseFilename)
 
 
 class _PrivateRotatingFile(logging.handlers.RotatingFileHandler):
     """A file that only its owner reads, and a former one, when it has grown."""
 
-    def _open(self):  # type: ignore[no-untyped-def]
+    def _open(self) -> TextIOWrapper:
         return _open_private(self.baseFilename)
 
 
@@ -148,7 +148,7 @@ def configure(level: LogLevel, file: Path | None, log_format: LogFormat, *, fore
     for former in [present for present in root.handlers if getattr(present, "_optfs", False)]:
         root.removeHandler(former)
         former.close()
-    handler._optfs = True  # type: ignore[attr-defined]
+    handler._optfs = True  # type: ignore[attr-defined]  # a mark of ours on the library's object
     root.addHandler(handler)
     own = getattr(logging, level.upper())
     root.setLevel(logging.DEBUG if level == "debug" else logging.WARNING)

@@ -273,7 +273,7 @@ def _s3_class(carrier: Carrier) -> "type[S3Store | S3SdkStore]":
         from optfs.stores.s3_sdk import S3SdkStore  # noqa: PLC0415 - only where S3 is used, by this carrier
 
         return S3SdkStore
-    from optfs.stores.s3 import S3Store  # noqa: PLC0415
+    from optfs.stores.s3 import S3Store  # noqa: PLC0415 - only where S3 is used
 
     return S3Store
 
@@ -283,7 +283,7 @@ def _gcs_class(carrier: Carrier) -> "type[GcsStore | GcsSdkStore]":
         from optfs.stores.gcs_sdk import GcsSdkStore  # noqa: PLC0415 - only where GCS is used, by this carrier
 
         return GcsSdkStore
-    from optfs.stores.gcs import GcsStore  # noqa: PLC0415
+    from optfs.stores.gcs import GcsStore  # noqa: PLC0415 - only where GCS is used
 
     return GcsStore
 

@@ -42,14 +42,12 @@ class Program:
     Attributes:
         executable: what must be installed.
         arguments: with {s3}, {gcs}, {mount}, {cache} and {password_file} in them.
-        caches: whether it keeps what it read on the disk.
 
     """
 
     name: str
     executable: str
     arguments: tuple[str, ...]
-    caches: bool
 
     def installed(self) -> bool:
         """Return whether it can be started here."""
@@ -97,15 +95,15 @@ def programs() -> list[Program]:
         *("--kernel-list-cache-ttl-secs", "3600", "--enable-buffered-read", GCS_BUCKET, "{mount}"),
     )
     return [
-        Program("optfs", sys.executable, ("--provider", "aws", *optfs), True),
-        Program("optfs-nocache", sys.executable, ("--provider", "aws", "--cache-size", "0", *optfs), False),
-        Program("optfs-gcs", sys.executable, ("--provider", "gcp", *optfs), True),
-        Program("s3fs", "s3fs", s3fs, False),
-        Program("rclone", "rclone", (*rclone, *streams), False),
-        Program("rclone-full", "rclone", (*rclone, "--vfs-cache-mode", "full", "--vfs-read-ahead", "64M", *streams), True),
-        Program("gcsfuse", "gcsfuse", gcsfuse, False),
-        Program("mount-s3", "mount-s3", mountpoint, False),
-        Program("mount-s3-cache", "mount-s3", (*mountpoint, "--cache", "{cache}"), True),
+        Program("optfs", sys.executable, ("--provider", "aws", *optfs)),
+        Program("optfs-nocache", sys.executable, ("--provider", "aws", "--cache-size", "0", *optfs)),
+        Program("optfs-gcs", sys.executable, ("--provider", "gcp", *optfs)),
+        Program("s3fs", "s3fs", s3fs),
+        Program("rclone", "rclone", (*rclone, *streams)),
+        Program("rclone-full", "rclone", (*rclone, "--vfs-cache-mode", "full", "--vfs-read-ahead", "64M", *streams)),
+        Program("gcsfuse", "gcsfuse", gcsfuse),
+        Program("mount-s3", "mount-s3", mountpoint),
+        Program("mount-s3-cache", "mount-s3", (*mountpoint, "--cache", "{cache}")),
     ]
 
 

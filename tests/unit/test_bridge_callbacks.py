@@ -21,7 +21,7 @@ def test_a_table_has_functions_where_there_are_handlers() -> None:
 
     table = Table()
     seen: list[tuple[int, ...]] = []
-    made = callbacks.fill(table, {"read": lambda *arguments: seen.append(arguments) or 7})  # type: ignore[func-returns-value]
+    made = callbacks.fill(table, {"read": lambda *arguments: seen.append(arguments) or 7})  # type: ignore[func-returns-value]  # as append does
     assert (table.read(None, 2**47, 2**63, -(2**40)), len(made)) == (7, 1)
     assert seen == [(0, 2**47, 2**63, -(2**40))]
     assert not table.write
@@ -40,7 +40,7 @@ def test_c_gets_an_error_from_a_function_that_gives_no_answer(answer: object) ->
 
     for function in (lambda: answer, raises):
         table = Table()
-        made = callbacks.fill(table, {"read": function})  # type: ignore[dict-item]
+        made = callbacks.fill(table, {"read": function})  # type: ignore[dict-item]  # a wrong answer is the test
         assert table.read() == -errno.ENOMEM
         del made
 
@@ -60,7 +60,7 @@ def test_where_memory_that_can_be_run_is_forbidden_ctypes_makes_the_functions(
     seen: list[tuple[int, ...]] = []
     table = Table()
     with caplog.at_level("INFO", "optfs.bridge.callbacks"):
-        made = callbacks.fill(table, {"read": lambda *arguments: seen.append(arguments) or 7})  # type: ignore[func-returns-value]
+        made = callbacks.fill(table, {"read": lambda *arguments: seen.append(arguments) or 7})  # type: ignore[func-returns-value]  # as above
     text = ctypes.create_string_buffer(b"x")
     assert (table.read(None, 2**47, 5), len(made)) == (7, 1)
     assert table.read(ctypes.cast(text, ctypes.c_char_p), 0, 6) == 7

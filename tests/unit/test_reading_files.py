@@ -378,7 +378,7 @@ def test_a_read_that_succeeds_at_the_second_try_keeps_no_buffer_alive() -> None:
             raise ServiceUnavailable(info.key)
         real(info, start, buffer, progress, deadline)
 
-    store.read_into = read_into  # type: ignore[method-assign]
+    store.read_into = read_into  # type: ignore[method-assign]  # only this one's
     tries = _retrying(store)
     gc.disable()
     try:
