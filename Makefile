@@ -7,7 +7,7 @@ help:
 	@echo "make demo    show the main job on embedded services, and leave nothing behind"
 	@echo "make test    run the tests"
 	@echo "make check   lint, types and the direction of imports"
-	@echo "make bench   measure beside what is installed of s3fs, rclone and Mountpoint"
+	@echo "make bench   measure beside what is installed of s3fs, rclone, gcsfuse and Mountpoint"
 	@echo "make scaling walk trees of 10,000 to 1,000,000 objects"
 	@echo "make soak    an hour of random load and faults (MINUTES=60)"
 	@echo "make audit   look the dependencies up in the databases of advisories"

@@ -36,7 +36,7 @@ class Priority(Enum):
 
 
 class WorkerPool:
-    """Threads shared by everything that one mount fetches."""
+    """Threads that share one kind of work; a mount has several pools."""
 
     def __init__(self, name: str, limit: int, *, reserve: int = 2) -> None:
         """Make a pool of up to `limit` threads, `reserve` of which run demanded jobs only."""

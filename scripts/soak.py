@@ -5,12 +5,13 @@
 
 Readers read random ranges and whole files and compare each byte with what the bucket holds; walkers list folders and compare names;
 credentials live 30 seconds; 1 % of the data requests are reset, 1 % answer 503, some bodies end early or stall; objects are overwritten all
-along, with other sizes, three of them every second. In the first third of the time the mount is now and then unmounted and mounted again,
+along, with other sizes, one of three every 0.4 seconds. In the first third of the time the mount is now and then unmounted and mounted again,
 or killed and mounted over its dead mount point; after that one process lives to the end, so that its memory can be compared.
 
-A finding is: a wrong byte or name; an error from the mount that isn't explained by a transition under way; a request signed with an
-expired credential; memory of the last process that grew by more than 12 MiB between the medians of its first and last quarter, or
-descriptors by more than 4. The last lines say what was done and found; the exit code is 1 when something was found.
+A finding is: a wrong byte or name; an error from the mount that isn't explained by a transition under way; a mount that doesn't come back, or
+ends with another code than 0 after SIGTERM; a thread that hangs; on AWS a request signed with an expired credential (GCS tells no expiry);
+memory of the last process that grew by more than 12 MiB between the medians of its first and last quarter, or descriptors by more than 4.
+The last lines say what was done and found; the exit code is 1 when something was found.
 """
 
 import argparse

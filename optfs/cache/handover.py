@@ -3,7 +3,7 @@
 Rules: blocks hold at most `backlog` bytes from `put` until the writer has released them; what it hasn't when it takes the next batch is
 dropped then, so that no failure of its own takes room for ever. For a block that doesn't fit `put` waits `PATIENCE` at most, then it is
 dropped: callers are workers whose readers have their bytes already, and a disk that is a little slower than the network keeps up that way
-(without, 45 of a stream's 256 blocks were dropped). The wait is short enough for a stuck disk to slow no stream down.
+(without, 45 of a stream's 256 blocks were dropped). On a stuck disk streams go on, slower: see `PATIENCE`.
 The writer waits `GATHER` seconds for more blocks, unless a quarter of the backlog is there: so they share a transaction, and the writing
 doesn't compete with what a reader does next (a thousand files of a MiB: 2.8 s of CPU instead of 3.6; 200 reads at random: 6.59 s, not 6.73).
 A use is noted at most once in `TOUCH_EVERY` seconds a block, and waits up to `TOUCH_DELAY` seconds, so that many share one transaction.

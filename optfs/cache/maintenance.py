@@ -6,7 +6,7 @@ Mounts may be using the folder meanwhile. Rules that allow it:
 - Removing a block that a mount reads is a miss for it, or nothing, where it has the file open.
 - Looking (`inspect_cache`) takes names and sizes from the folder and doesn't touch the index.
 
-Threads: the caller's. The index is opened and closed within a call.
+Threads: the caller's. `clear_cache` and `verify_cache` open and close the index themselves; `sweep_shard` and `adopt` are given an open one.
 """
 
 import os
@@ -127,19 +127,24 @@ def inspect_cache(cache_dir: Path) -> CacheInfo:
 
     Raises:
         ConfigError: the folder isn't this user's own, or can't be used.
-        ServiceError: the index can't be used.
 
     """
     return _guarded(cache_dir, _inspect)
 
 
 def clear_cache(cache_dir: Path) -> CacheInfo:
-    """Remove every block; return what there was. Raises as `inspect_cache` does."""
+    """Remove every block; return what there was.
+
+    Raises:
+        ConfigError: the folder isn't this user's own, or can't be used.
+        ServiceError: the index can't be used.
+
+    """
     return _guarded(cache_dir, _clear)
 
 
 def verify_cache(cache_dir: Path, *, wall: Callable[[], float] = time.time) -> VerifyReport:
-    """Read every block, drop what fails its check, and bring files and rows together. Raises as `inspect_cache` does."""
+    """Read every block, drop what fails its check, and bring files and rows together. Raises as `clear_cache` does."""
     return _guarded(cache_dir, lambda folder: _verify(folder, wall))
 
 

@@ -14,7 +14,7 @@ from optfs.cli.points import point
 def command(mountpoint: Path | None, once: bool, days: int) -> None:
     """Mount a generated export from embedded services: no account is needed.
 
-    It stays mounted (at MOUNTPOINT, an existing folder, or else at a temporary one) until ctrl-C.
+    It stays mounted (at MOUNTPOINT, an existing folder, or else at a temporary one) until ctrl-C or `optfs umount`.
     """
     if once and mountpoint is not None:
         raise click.UsageError("--once shows its own temporary mount; leave MOUNTPOINT out")

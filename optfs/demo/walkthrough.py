@@ -3,8 +3,8 @@
 The mount is an ordinary one: `optfs mount` in a process of its own, told of the services by its environment. The account's older days lie
 on S3, its newer ones on GCS, some on both, as real accounts have it while the store moves.
 
-Rules: everything made lies in one temporary folder, and is taken away whatever happens, also on ctrl-C and SIGTERM. The folder of the mount
-is removed by `rmdir`, so that nothing is ever deleted through a mount, and only what the demo mounted is unmounted. What the background process
+Rules: everything made lies in one temporary folder, and is taken away whatever happens, also on ctrl-C, SIGTERM and SIGHUP. The folder of the
+mount is removed by `rmdir`, so that nothing is ever deleted through a mount, and only what the demo mounted is unmounted. What the background process
 prints goes to a file: a pipe that it inherits would never end.
 """
 
@@ -115,7 +115,7 @@ def show(days: int, echo: Echo = print) -> None:
 
 
 def keep_mounted(days: int, mountpoint: Path | None = None, echo: Echo = print) -> None:
-    """Mount, say what to try, and wait for ctrl-C or SIGTERM, or until somebody unmounts it.
+    """Mount, say what to try, and wait for ctrl-C, SIGTERM or SIGHUP, or until somebody unmounts it.
 
     Raises:
         OptfsError: see `mounted`.
@@ -219,7 +219,7 @@ def _since(began: float) -> str:
 def _readers() -> tuple[Any, Any]:
     try:
         import duckdb  # noqa: PLC0415 - only the demo needs them, and they take long to import
-        import pandas  # noqa: PLC0415
+        import pandas  # noqa: PLC0415 - as above
     except ImportError as error:
         raise ConfigError(f"the demo needs {error.name}: pip install 'optfs[demo]'") from error
     return pandas, duckdb

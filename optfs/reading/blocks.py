@@ -15,8 +15,9 @@ Rules:
   they count as abandoned.
 - A failure is the answer for its parts for `FAILURE_HOLDS` seconds: the kernel asks again for every page of a failed readahead, and a program
   would wait for the timeout again each time. Want of memory isn't held: all that is resident is given up, and then it may be over.
-- A block's buffer is filled anew once nobody else holds a view of it; new memory costs more than the copy into it. What readers and the
-  cache's writer still hold of parts that were evicted (`_lent`) isn't counted here; the writer bounds its own share.
+- A block's buffer is filled anew once nobody else holds a view of it; new memory costs more than the copy into it. What readers, the
+  cache's writer, and fetching threads that wait for it still hold of parts that were evicted (`_lent`) isn't counted here; the writer bounds
+  its own share.
 
 Lock: `_lock` (and `_room`, a condition on it) guards all fields below it. A fetch's own lock may be taken under it, never the other way round;
 nothing else is called under it.
@@ -39,7 +40,8 @@ FRESH = 10.0
 SPARES = 16
 """Buffers kept for reuse. With 8, a GiB met three times as many page faults; with 24 no fewer."""
 LENT = 40
-"""Buffers that are expected back: on a slow disk the cache's writer has eight in hand, and each of 24 fetching threads one."""
+"""Buffers that are expected back; what is beyond is let go. On a slow disk the cache's writer has eight in hand and each of 24 fetching threads
+one: 32, and with both services, which have 24 threads each, up to 56."""
 MOST_FAILURES = 1000
 
 

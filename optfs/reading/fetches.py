@@ -1,13 +1,14 @@
 """One fetch in flight: a range of one version on its way into memory, shared by all readers that want it.
 
-Life: QUEUED → RUNNING → DONE or FAILED, and QUEUED → FAILED when it is cancelled, or its last reader leaves. Bytes become readable as they
-arrive: `filled` (the watermark) only grows, and a reader that needs no more than that returns although the rest is still on its way, and
-although the rest may fail later.
+Life: QUEUED → RUNNING → DONE or FAILED, and QUEUED → FAILED when it is cancelled, its last reader leaves, or its store may take no more
+room (`give_up`). Bytes become readable as they arrive: `filled` (the watermark) only grows, and a reader that needs no more than that returns
+although the rest is still on its way, and although the rest may fail later.
 
 The pool's queue holds a `Ticket`, not the fetch, and a ticket forgets its fetch when a worker takes it: a fetch that was queued twice (ahead,
 then again because a reader came) would otherwise keep its buffer alive until the second job's turn.
 
-Lock: `Fetch._changed` is a leaf and guards all that changes in a fetch; nobody calls out under it.
+Locks: `Fetch._changed` is a leaf and guards what stands below its comment; nobody calls out under it. The lock of `blocks.Blocks` guards `used`,
+`admitted` and `bound`, and `spare` before the fetch is admitted and after it was given up.
 """
 
 import threading
@@ -81,9 +82,10 @@ class Fetch:
         self.bound = not demanded
         """Whether a store may have to bring it, so that its room counts as that store's; guarded as `used` is."""
         self.missed = False
-        """Whether the block cache was asked and lacks some of it; written before it is queued for a store."""
+        """Whether the block cache was asked and lacks some of it, or there is none; written by the look, before it queues the fetch for a store (one
+        that was fetched ahead may be queued already), or when it is made."""
         self.looked = False
-        """Whether the block cache was asked and has nothing of it; written before it is queued for a store."""
+        """Whether the block cache was asked and has nothing of it; written by the look, as `missed` is."""
         self._changed = threading.Condition(threading.Lock())
         # Guarded by _changed: all below. Invariants: _filled never falls; bytes of _view below _filled never change.
         self.demanded = demanded

@@ -1,7 +1,7 @@
 """Tells a walk over files in order from single opens, and which files to fetch before they are opened. Pure.
 
 A walk is a sequence of positions: the file it began with is 0, and the files that follow one at p are p+1, p+2 …. A file read for the first
-time continues a walk if its position is at most `NEAR` from the furthest one, which lets several readers share a walk; one further ahead ends
+time continues a walk if its position is at most `NEAR` beyond the furthest one, which lets several readers share a walk; one further ahead ends
 it and begins another. Several walks may go on at once (several folders read by several threads).
 
 Rules:

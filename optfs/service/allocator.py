@@ -1,4 +1,4 @@
-"""Process-wide limits that keep memory small and secrets off the disk.
+"""Process-wide limits that keep memory small and secrets off the disk, and let enough files be open.
 
 glibc gives each thread an arena of its own, and what one frees another can't use: 24 fetching threads with buffers of mixed sizes held
 210 MiB of resident memory, 120 MiB with two arenas.
@@ -6,7 +6,7 @@ glibc gives each thread an arena of its own, and what one frees another can't us
 By itself it also gives freed memory back to the system, which clears new pages for the next buffer: 1 GiB in one stream met 75,000 to
 105,000 page faults. So some is kept: the stream meets 38,000, with the cache 50,000 to 80,000. But a buffer of a whole block is mapped and
 unmapped by itself (`reading.blocks` keeps spare ones): among smaller ones it left holes, and 64 readers with a `--memory` of 256 MiB took
-397 to 447 MiB, now 340 to 403. Elsewhere (musl, macOS) there is nothing to set.
+397 to 447 MiB, now 337 to 391. Elsewhere (musl, macOS) there is nothing to set.
 
 A core file would hold the token and credentials, so none is written. `PR_SET_DUMPABLE` would do the same, but it takes /proc/self away from a
 process that isn't root's, which tools of the user's own need.
@@ -47,7 +47,7 @@ def forbid_core_files() -> None:
 
 
 def raise_file_limit() -> None:
-    """Allow as many open files as the hard limit does: every reader of the mount costs none, but connections and blocks do."""
+    """Allow as many open files as the hard limit does, 65,536 at most: every reader of the mount costs none, but connections and blocks do."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = min(hard, 65536) if hard != resource.RLIM_INFINITY else 65536
     if soft != resource.RLIM_INFINITY and soft < wanted:

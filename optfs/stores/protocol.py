@@ -24,7 +24,8 @@ class Store(Protocol):
         """Return one page (up to 1000 entries) of the objects below `prefix`, which is a whole key prefix within `root.prefix`.
 
         Raises:
-            CredentialRejected, AccessDenied, ServiceUnavailable, InvalidResponse, DeadlineExceeded: see `optfs.errors`.
+            AccessError, CredentialRejected, AccessDenied, ServiceError, ServiceUnavailable, InvalidResponse, DeadlineExceeded: see
+                `optfs.errors`.
 
         """
         ...
@@ -36,8 +37,9 @@ class Store(Protocol):
         beyond what progress told are undefined after an exception.
 
         Raises:
-            VersionGone: overwritten or deleted (412, 404, or a 416 that contradicts the listed size).
-            CredentialRejected, AccessDenied, ServiceUnavailable, InvalidResponse, DeadlineExceeded: see `optfs.errors`.
+            VersionGone: overwritten or deleted (412, 404, 416, or an answer with another size, ETag or generation).
+            AccessError, CredentialRejected, AccessDenied, ServiceError, ServiceUnavailable, InvalidResponse, DeadlineExceeded: see
+                `optfs.errors`.
 
         """
         ...

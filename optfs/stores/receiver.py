@@ -4,12 +4,13 @@ Rules:
 
 - A wait for bytes never outlives the deadline: the socket's timeout is at most what remains, and the deadline is looked at after each piece
   that arrives, so a body that trickles can't outlive it either.
-- A connection on which nothing arrives for a third of `--timeout` counts as stalled (`Stalled`), so that a fresh one can be tried in time.
+- A connection on which nothing arrives for a third of `--timeout` (at least a second) counts as stalled (`Stalled`), so that a fresh one can
+  be tried in time.
 - A connection goes back to the pool only after its whole body was read.
 
-Bodies are read from the file below urllib3's response: its own `read1` costs 2.3 times the CPU over TLS, where data come in records of
-16 KiB. Without TLS the kernel gathers what arrives of a long body (`MSG_WAITALL`), up to `GATHER` bytes or `NEWS` seconds a call: Python's own
-way takes the interpreter lock twice for each 200 KiB, once to wait and once to read. No lock of its own.
+Objects' bodies are read from the file below urllib3's response: its own `read1`, which listings and errors are read by, costs 2.3 times the CPU
+over TLS, where data come in records of 16 KiB. Without TLS the kernel gathers what arrives of a long body (`MSG_WAITALL`), up to `GATHER` bytes
+or `NEWS` seconds a call: Python's own way takes the interpreter lock twice for each 200 KiB, once to wait and once to read. No lock of its own.
 """
 
 import errno

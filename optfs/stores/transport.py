@@ -22,7 +22,7 @@ from optfs.stores.network import find_proxy, parse_endpoint, tls_context
 from optfs.stores.receiver import NETWORK_ERRORS, Receiver
 from optfs.values import Deadline
 
-CONNECTIONS = 32  # kept alive: the 24 threads that fetch, and some of libfuse's own
+CONNECTIONS = 32  # kept alive: the 24 threads that fetch, and some of those that list
 
 
 class Transport(Receiver):

@@ -15,8 +15,8 @@ Rules:
 - What a refresh brings replaces the former listing in one assignment; whoever holds nodes of the former one keeps a whole tree.
 - Listings are dropped, least recently used first, once more than `max_objects` are held.
 
-Threads: a listing that somebody waits for runs in a thread of its own, since whoever waits may be killed, and the pool's may all be waiting for
-reads; one ahead of need runs in the pool.
+Threads: a listing that somebody waits for runs in a thread of its own, since whoever waits may be killed, and the pool's may all be at listings
+ahead of need; one ahead of need runs in the pool, which runs nothing else.
 
 Locks: `_lock` guards everything below the comment in `__init__`; it is a leaf: no store, pool, event, or log is called under it.
 """
@@ -47,7 +47,7 @@ RETRY_PAUSE = 1.0
 """Seconds between tries to refresh a listing while its store fails: soon enough to recover, seldom enough not to load a failing service."""
 
 MAX_RETRIES = 2
-"""Such tries at once: a store that doesn't answer holds each up for the whole timeout, and the pool's threads are for reading."""
+"""Such tries at once: a store that doesn't answer holds each up for the whole timeout, and the pool's other threads list ahead."""
 
 RELIST = 5.0
 """Least age, in times that it took to make, at which a listing that took the place of an outdated one is made anew for the same reason."""

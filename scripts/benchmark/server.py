@@ -32,7 +32,7 @@ SIZES = {"big": 1024 * MiB, "par8": 256 * MiB, "small": MiB}
 
 
 def random_file(path: Path, size: int) -> Path:
-    """Write a file that doesn't compress, from a seed of 4 MiB that is turned by a byte each time."""
+    """Write a file that doesn't compress, from a seed of 4 MiB and a byte that is turned by 4099 bytes each time."""
     seed = os.urandom(4 * MiB + 1)
     with open(path, "wb") as file:
         left = size
@@ -47,8 +47,8 @@ def random_file(path: Path, size: int) -> Path:
 def parquet_files(folder: Path, count: int) -> list[Path]:
     """Write files of events, about 1 MiB each, with the columns that an analyst sums."""
     import numpy  # noqa: PLC0415 - only the server needs these
-    import pyarrow  # noqa: PLC0415
-    import pyarrow.parquet  # noqa: PLC0415
+    import pyarrow  # noqa: PLC0415 - as above
+    import pyarrow.parquet  # noqa: PLC0415 - as above
 
     dice = numpy.random.default_rng(1)
     paths = []

@@ -130,7 +130,7 @@ def test_a_mount_in_use_is_not_unmounted_and_lazily_lives_until_its_last_reader(
 def test_a_signal_ends_a_mount_that_is_out_of_sight_and_leaves_alone_what_has_its_place(
     services: Services, tmp_path: Path, kind: tuple[str, str]
 ) -> None:
-    """It took the new mount away; the old one lived on until it was killed."""
+    """SIGTERM to a lazily unmounted one ends it and its reader; the mount at its place goes on."""
     key, data = next(iter(BIG.items()))
     with MountProcess(services, tmp_path, *kind) as old, (old.account / key).open("rb", buffering=0) as opened:
         assert opened.read(1000) == data[:1000]
@@ -148,7 +148,7 @@ def test_a_signal_ends_a_mount_that_is_out_of_sight_and_leaves_alone_what_has_it
 def test_a_signal_takes_away_a_mount_that_was_moved_with_a_folder_above_it(
     services: Services, tmp_path: Path, kind: tuple[str, str]
 ) -> None:
-    """A dead mount point stayed at its new place."""
+    """Nothing stays mounted at its new place."""
     before, after = tmp_path / "before", tmp_path / "after"
     before.mkdir()
     with MountProcess(services, before, *kind) as mount:
@@ -177,7 +177,7 @@ def test_a_signal_ends_a_mount_that_is_out_of_sight_although_a_reader_waits(
 
 
 def test_busy_threads_of_libfuse_hold_no_descriptors(services: Services, tmp_path: Path, kind: tuple[str, str]) -> None:
-    """Pipes, two a thread, left none for connections where few are allowed."""
+    """Twenty-four waiting reads open no pipe."""
     key = next(iter(BIG))
     with MountProcess(services, tmp_path, *kind, "--timeout", "300s") as mount, (mount.account / key).open("rb", buffering=0) as file:
         process, pipes = psutil.Process(mount.pid), descriptors(mount.pid, "pipe:")

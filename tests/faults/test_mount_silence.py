@@ -93,7 +93,7 @@ def test_a_silent_service_does_not_hold_up_what_the_other_one_holds(tmp_path: Pa
 
 @pytest.mark.parametrize("binding", ["fuse3", "fuse2"])
 def test_all_readers_of_one_file_can_be_killed(tmp_path: Path, binding: str) -> None:
-    """The kernel, told to drop the file's pages at another open, waited for the one that was being read, and couldn't be interrupted."""
+    """Four that read a file whose bytes don't come end when they are killed."""
     services = Services(gcs=False)
     services.put(FREE, LARGE)
     with ground(services, tmp_path, "aws", binding, "--timeout", "120s") as ready:

@@ -158,7 +158,7 @@ def test_mounting_twice_is_refused_with_one_line(machine: Machine) -> None:
 
 
 def test_a_mount_point_given_by_a_link_is_known_by_it(machine: Machine) -> None:
-    """To each command: a second mount was stacked on the first, and `umount` knew of none."""
+    """To `mount`, which refuses a second one there, `status` and `umount`."""
     link = machine.point.with_name("link")
     link.symlink_to(machine.point.name)
     assert machine.optfs("mount", link).returncode == 0
@@ -195,7 +195,7 @@ def test_a_mount_whose_process_was_killed_is_mounted_over(machine: Machine) -> N
 
 
 def test_a_mount_is_dead_as_soon_as_its_process_was_killed(mounting: Mounting, services: Services) -> None:
-    """The kernel goes on answering `stat` from what it was told last, for a second: mounting again was refused as "already mounted"."""
+    """Although the kernel goes on answering `stat` from what it was told last, for a second."""
     mount = mounting(services)
     mount.path.stat()
     mount.kill()
@@ -327,7 +327,7 @@ def test_a_mount_below_a_dead_one_is_refused_with_the_command_that_unmounts_that
 
 @pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-", "<&- >&- 2>&-"])
 def test_a_background_mount_needs_no_standard_streams(machine: Machine, closed: str) -> None:
-    """It ended as a bug, or its answer went elsewhere."""
+    """It mounts, ends with 0, and its files can be read, whichever are closed."""
     line = ["sh", "-c", f'exec "$0" -m optfs mount "$1" {closed}', sys.executable, str(machine.point)]
     assert subprocess.run(line, env=machine.environment, timeout=90, check=False).returncode == 0
     assert machine.file.read_bytes() == DATA

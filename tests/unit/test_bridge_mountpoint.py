@@ -51,7 +51,7 @@ def test_names_in_commands_are_quoted_for_the_shell(tmp_path: Path, monkeypatch:
 
 @pytest.mark.parametrize(("ours", "command"), [(True, "optfs umount"), (False, "fusermount3 -u -z")])
 def test_below_a_dead_mount_the_dead_mount_is_named(ours: bool, command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It was said of the folder below, where nothing is mounted."""
+    """Not the folder below, where nothing is mounted; and the command unmounts it."""
     dead = tmp_path / "m"
     monkeypatch.setattr(mounts, "is_dead", lambda path: Path(path).is_relative_to(dead))
     monkeypatch.setattr(

@@ -216,7 +216,7 @@ def test_nothing_is_stored_where_others_hold_the_disk(tmp_path: Path) -> None:
     cache.close()
 
 
-def test_put_waits_for_no_stuck_disk_and_holds_no_more_than_the_backlog(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_put_waits_a_moment_for_a_stuck_disk_and_holds_no_more_than_the_backlog(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """While the disk is stuck, blocks beyond the backlog are dropped, and those within are written later."""
     free, _ = stick(monkeypatch)
     cache = make_cache(tmp_path, backlog=2 * BLOCK)

@@ -119,7 +119,7 @@ def test_verify_brings_files_and_rows_together(tmp_path: Path) -> None:
 
 
 def test_leftovers_are_swept_at_the_start(tmp_path: Path) -> None:
-    """What a killed process left is removed by the next mount, by itself."""
+    """What a process that was killed over a minute ago left is removed by the next mount, by itself."""
     wall = HandClock()
     cache = make_cache(tmp_path, wall=wall)
     fill(cache, *KEYS)

@@ -73,7 +73,7 @@ def test_a_bug_is_one_line_that_tells_where_its_traceback_will_be(
 def test_a_bug_of_a_command_without_a_log_is_one_line_with_its_text_and_place(
     command: Callable[[Callable[[], object]], None], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """It was told to use options that there aren't."""
+    """The line names no options, since the command has none for a log."""
 
     def fail() -> None:
         raise ValueError("two\nlines \x1b[2J Bearer very-secret")
@@ -179,7 +179,7 @@ open({str(tmp_path / "told")!r}, "w").write(f"{{code}} {{min(pipe) > 2}} {{child
 
 @pytest.mark.parametrize("words", [["--version"], ["status"], ["cache", "info"], ["demo", "--days", "3"]], ids=" ".join)
 def test_an_output_that_fails_is_told_once_and_as_that(words: list[str], tmp_path: Path) -> None:
-    """It was called a bug, or put down to --cache-dir."""
+    """It is neither called a bug nor put down to --cache-dir."""
     with Path("/dev/full").open("wb") as full:
         environment = {**os.environ, "OPTFS_CACHE_DIR": str(tmp_path)}
         line = [sys.executable, "-m", "optfs", *words]
@@ -222,7 +222,7 @@ def test_the_form_in_which_mount_8_calls_a_helper(words: list[str], expected: li
 
 
 def test_a_mistyped_command_is_no_mount(capsys: pytest.CaptureFixture[str]) -> None:
-    """It was taken for an account's name."""
+    """It isn't taken for an account's name."""
     assert main(["unmount", "/mnt"]) == 2
     assert capsys.readouterr().err == "optfs: No such command 'unmount'; did you mean umount?; see optfs --help\n"
     assert main(["frobnicate", "/mnt"]) == 2
@@ -248,13 +248,13 @@ def test_a_mount_point_in_a_folder_that_was_removed_is_wrong_usage(
 
 
 def test_the_demos_mount_point_is_told_as_that_of_a_mount(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    """A dead mount point was said not to exist."""
+    """One that is missing gets the line that `mount` gives, with what makes it."""
     assert main(["demo", str(tmp_path / "missing")]) == 2
     assert capsys.readouterr().err == f"optfs: {tmp_path}/missing doesn't exist; make it: mkdir -p {tmp_path}/missing\n"
 
 
 def test_the_demo_that_unmounts_by_itself_takes_no_mount_point(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    """It was ignored."""
+    """One that is given is refused."""
     assert main(["demo", "--once", "--days", "3", str(tmp_path)]) == 2
     assert "leave MOUNTPOINT out" in capsys.readouterr().err
 

@@ -222,7 +222,7 @@ def test_broken_toml_is_not_repeated(tmp_path: Path) -> None:
 
 
 def test_the_file_may_be_a_pipe_but_has_an_end(tmp_path: Path) -> None:
-    """A device without an end was read until no memory was left."""
+    """What is longer than a MiB is refused, and so is a device without an end."""
     with pytest.raises(ConfigError, match="the configuration file /dev/zero is too long"):
         load({"config": "/dev/zero"}, environ={})
     with pytest.raises(ConfigError, match="too long"):
