@@ -102,7 +102,7 @@ class Receiver:
                     gathering = body.gathers and len(view) == PIECE
                 filled += count
                 now = deadline.clock()
-                if filled - told >= PIECE or now - told_at >= NEWS or (gathering and told == 0):
+                if filled > told and (filled - told >= PIECE or now - told_at >= NEWS or (gathering and told == 0)):
                     told, told_at = filled, now
                     progress(filled)
             body.end()
