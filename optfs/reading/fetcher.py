@@ -25,7 +25,7 @@ from typing import TypeVarTuple
 
 from optfs.cache.protocol import BlockCache, BlockKey
 from optfs.errors import OptfsError, OutOfMemory, ServiceError, ServiceUnavailable, VersionGone
-from optfs.reading.blocks import Blocks
+from optfs.reading.blocks import Blocks, nothing
 from optfs.reading.fetches import Fetch, Part, Ticket
 from optfs.reading.readahead import PIECE
 from optfs.stores.protocol import Store
@@ -67,14 +67,16 @@ class Fetcher:
         self._clock = clock
         self._gone = gone
 
-    def demand(self, info: ObjectInfo, parts: tuple[Part, ...], deadline: Deadline, *, missed: bool = False) -> Fetch | None:
+    def demand(
+        self, info: ObjectInfo, parts: tuple[Part, ...], deadline: Deadline, let_go: Callable[[], None] = nothing, *, missed: bool = False
+    ) -> Fetch | None:
         """Return the fetch that brings the first of `parts` at least, queued before all that is ahead; None: that part is resident by now.
 
-        With `missed` the block cache isn't asked first: it was, and lacks some of them. Raises as `Blocks.demand` does.
+        With `missed` the block cache isn't asked first: it was, and lacks some of them. Raises as `Blocks.demand` does, where `let_go` is told.
         """
         fetch = Fetch(info, parts, demanded=True)
         fetch.bound = fetch.missed = missed or self._cache is None
-        admitted = self._blocks.demand(fetch, deadline)
+        admitted = self._blocks.demand(fetch, deadline, let_go)
         if admitted is fetch and fetch.missed:
             self._submit(fetch)
         elif admitted is fetch:

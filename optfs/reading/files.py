@@ -290,7 +290,7 @@ class OpenFile:
                 if not by_block:
                     self._add_pieces(sources, begin, low, high, deadline, missed)
                     continue
-            sources.append(source or self._demanded((part,), low, high, deadline, missed))
+            sources.append(source or self._demanded(sources, (part,), low, high, deadline, missed))
 
     def _add_pieces(self, sources: list[_Source], begin: int, low: int, high: int, deadline: Deadline, missed: bool) -> None:
         wanted = pieces(self._ident, low - low % PIECE, min(begin + self._block, self._size, high + -high % PIECE))
@@ -303,7 +303,8 @@ class OpenFile:
                 stop = at + 1
                 while stop < len(wanted) and not self._blocks.known(wanted[stop]):
                     stop += 1
-                source = self._demanded(wanted[at:stop], start, min(high, wanted[stop - 1][1] + wanted[stop - 1][2]), deadline, missed)
+                last = wanted[stop - 1]
+                source = self._demanded(sources, wanted[at:stop], start, min(high, last[1] + last[2]), deadline, missed)
             sources.append(source)
             at += 1
             while at < len(wanted) and wanted[at][1] < source[3]:
@@ -325,10 +326,13 @@ class OpenFile:
             self._files.fetcher.join(fetch)
         return fetch, fetch.start, low, high
 
-    def _demanded(self, parts: tuple[Part, ...], low: int, high: int, deadline: Deadline, missed: bool) -> _Source:
-        """Return `[low, high)` of `parts`, or a first piece of it, by a fetch that the reader needn't share the fate of others' for."""
+    def _demanded(self, before: list[_Source], parts: tuple[Part, ...], low: int, high: int, deadline: Deadline, missed: bool) -> _Source:
+        """Return `[low, high)` of `parts`, or a first piece of it, by a fetch that the reader needn't share the fate of others' for.
+
+        Where there is no room for it, what is `before` it in the read is copied, so that no whole blocks are held by who waits.
+        """
         while True:
-            fetch = self._files.fetcher.demand(self.info, parts, deadline, missed=missed)
+            fetch = self._files.fetcher.demand(self.info, parts, deadline, lambda: self._copy(before, deadline), missed=missed)
             if fetch is not None:
                 return fetch, fetch.start, low, min(high, fetch.start + fetch.length)
             first = parts[0]
@@ -336,6 +340,23 @@ class OpenFile:
             view = self._blocks.find(first, stop - low)
             if view is not None:
                 return view, first[1], low, stop
+
+    def _copy(self, sources: list[_Source], deadline: Deadline) -> None:
+        """Replace each source by a copy of what is wanted of it; one that failed stays."""
+        for at, (source, start, low, high) in enumerate(sources):
+            if isinstance(source, Fetch):
+                try:
+                    view = source.wait(high - start, deadline)
+                except OptfsError as error:
+                    if source.failed:
+                        continue
+                    if isinstance(error, DeadlineExceeded):
+                        self._blocks.overdue(source, error)
+                    raise
+                self._blocks.count_read(high - low)
+            else:
+                view = source
+            sources[at] = (memoryview(bytes(view[low - start : high - start])), low, low, high)
 
     def _collect(self, sources: list[_Source], deadline: Deadline, attempts: int) -> list[memoryview]:
         """Wait for each source and cut what is wanted out of it."""
