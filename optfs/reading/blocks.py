@@ -10,9 +10,9 @@ Rules:
 - What stores may have to bring (`Fetch.bound`) takes at most `SHARE` of the room for one provider, and leaves `RESERVE` of it in all: while one
   is silent, its fetches take room for the whole of `--timeout`, and readers of the block cache, or of the other one, need some. So what a
   reader demands is bound once the block cache was asked, and if there is no room for that it gives up the room it has, and waits.
-- Who fetches ahead never waits for room: without room nothing is fetched. A reader waits for it, within its deadline, holding nothing:
-  of what it had already of its read it keeps copies, no longer than the read (200 readers took 650 MiB of 406 allowed, as many blocks were
-  evicted that somebody still held).
+- Who fetches ahead never waits for room: without room nothing is fetched. A reader waits for it, within its deadline, holding nothing: of what
+  it had already of its read it keeps copies (200 readers took 650 MiB of 406 allowed, as many blocks were evicted that somebody still held).
+  Who came first is first, or a read could be overtaken until its time is up.
 - Parts fetched ahead are safe from other fetches ahead for `FRESH` seconds: streams would push out each other's otherwise. After that
   they count as abandoned.
 - A failure is the answer for its parts for `FAILURE_HOLDS` seconds: the kernel asks again for every page of a failed readahead, and a program
@@ -26,9 +26,10 @@ nothing else is called under it.
 """
 
 import threading
-from collections import Counter, OrderedDict
+from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from typing import get_args
 
 from optfs.errors import DeadlineExceeded, OptfsError, OutOfMemory, ServiceUnavailable, bare
 from optfs.reading.counters import Counters
@@ -63,7 +64,8 @@ class Blocks:
         self._room = threading.Condition(self._lock)
         # Guarded by _lock: all below. Invariants: a part is in at most one of _read and _ahead; _taken is the sum of the lengths of resident
         # parts, of fetches in flight and of spare buffers, and <= _limit; _ahead_bytes is the sum of the lengths in _ahead; _bound, of each
-        # provider, of bound fetches in flight; _waiting is how many readers wait for room. Nobody has a view of a buffer in _spares.
+        # provider, of bound fetches in flight; _queues are the fetches whose readers wait for room, bound ones
+        # apart. Nobody has a view of a buffer in _spares.
         self._read: OrderedDict[Part, memoryview] = OrderedDict()
         self._ahead: OrderedDict[Part, tuple[memoryview, float]] = OrderedDict()
         self._flights: dict[Part, Fetch] = {}
@@ -73,7 +75,9 @@ class Blocks:
         self._taken = 0
         self._ahead_bytes = 0
         self._bound: Counter[Provider] = Counter()
-        self._waiting: Counter[Provider] = Counter()
+        self._queues: dict[tuple[Provider, bool], deque[Fetch]] = {
+            (provider, bound): deque() for provider in get_args(Provider) for bound in (False, True)
+        }
         self._closed = False
         self._counters = Counters()
 
@@ -121,6 +125,15 @@ class Blocks:
             Abandoned: nobody needs the bytes any more.
 
         """
+        queue = self._queues[fetch.info.provider, fetch.bound]
+        try:
+            return self._demand(fetch, deadline, let_go, queue)
+        except BaseException:
+            with self._lock:
+                self._leave_queue(fetch, queue)
+            raise
+
+    def _demand(self, fetch: Fetch, deadline: Deadline, let_go: Callable[[], None], queue: deque[Fetch]) -> Fetch | None:
         first = fetch.parts[0]
         holding = True
         look_at = self._clock()
@@ -128,32 +141,41 @@ class Blocks:
             with self._lock:
                 while True:
                     if first in self._read or first in self._ahead:
+                        self._leave_queue(fetch, queue)
                         return None
                     flight = self._given(first)
                     if flight is not None:
+                        self._leave_queue(fetch, queue)
                         return flight
                     self._check(fetch.parts)
                     if self._closed:
                         raise ServiceUnavailable("the mount is ending")
-                    if self._make_room(fetch, for_reader=True):
+                    if (not queue or queue[0] is fetch) and self._make_room(fetch, for_reader=True):
                         self._admit(fetch)
+                        self._leave_queue(fetch, queue)
                         return fetch
                     left = deadline.remaining()
                     if left <= 0:
                         raise self._overdue(fetch)
-                    if holding or self._clock() >= look_at:
+                    if holding:
                         break
-                    self._waiting[fetch.info.provider] += 1
-                    try:
-                        self._room.wait(min(left, LOOK_AGAIN))
-                    finally:
-                        self._waiting[fetch.info.provider] -= 1
+                    if fetch not in queue:
+                        queue.append(fetch)
+                    if self._clock() >= look_at:
+                        break
+                    self._room.wait(min(left, LOOK_AGAIN))
             if holding:
                 let_go()
                 holding = False
             else:
                 deadline.check_abandoned()
             look_at = self._clock() + LOOK_AGAIN
+
+    def _leave_queue(self, fetch: Fetch, queue: deque[Fetch]) -> None:
+        """Wait for room no more. Called with the lock."""
+        if fetch in queue:
+            queue.remove(fetch)
+            self._room.notify_all()  # the next one's turn
 
     def _overdue(self, fetch: Fetch) -> DeadlineExceeded:
         """Return what a fetch failed by that found no room in time; it holds."""
@@ -185,7 +207,8 @@ class Blocks:
         with self._lock:
             if first in self._read or first in self._ahead or first in self._flights:
                 return None
-            if self._closed or self._waiting[fetch.info.provider] or not self._make_room(fetch, for_reader=False):
+            waited_for = any(self._queues[fetch.info.provider, bound] for bound in (False, True))
+            if self._closed or waited_for or not self._make_room(fetch, for_reader=False):
                 return False
             self._admit(fetch)
             return True

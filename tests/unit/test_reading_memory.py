@@ -1,5 +1,6 @@
 """Memory under open files: what is fetched ahead, what makes room for what, and the bound that all keeps to."""
 
+import time
 import weakref
 from concurrent.futures import ThreadPoolExecutor
 
@@ -8,13 +9,27 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from optfs.cache.protocol import BlockKey
-from optfs.errors import AccessDenied, OptfsError, ServiceUnavailable
+from optfs.errors import AccessDenied, DeadlineExceeded, OptfsError, OutOfMemory, ServiceUnavailable
 from optfs.reading.blocks import FRESH, Blocks
 from optfs.reading.fetches import Fetch, Part
 from optfs.reading.files import Files, ident_of
 from optfs.reading.readahead import BLOCK, PIECE
 from optfs.values import Deadline, KiB, MiB, ObjectInfo
-from tests.support.reading import PATIENCE, FakeCache, FakeStore, HandClock, check, contents, info, nothing_follows, reading, stream, until
+from tests.support.reading import (
+    PATIENCE,
+    FakeCache,
+    FakeStore,
+    HandClock,
+    check,
+    contents,
+    ended,
+    info,
+    nothing_follows,
+    reading,
+    started,
+    stream,
+    until,
+)
 
 BIG = info("big", 64 * MiB + 12345)
 
@@ -294,6 +309,54 @@ def test_buffers_kept_for_reuse_take_no_room_beyond_the_bound(viewed: bool) -> N
     for number in range(32):
         land(f"file-{number}", MiB // 2)
     assert sum(len(buffer) for buffer in (each() for each in kept) if buffer is not None) <= 16 * MiB
+
+
+def test_who_waits_for_room_holds_no_block() -> None:
+    """Of a read across two blocks, the first one's bytes are copied; 200 such readers held hundreds of blocks that nobody counted."""
+    store = FakeStore()
+    size = 16 * PIECE
+    with reading(store, memory=size, threads=20) as files:
+        block = files.block
+        file = files.open(info("a", 2 * size), nothing_follows)
+        check(file, 0, block)
+        store.gate.clear()
+        stuck = [started(check, files.open(info(f"stuck-{number}", block), nothing_follows), 0, block) for number in range(12)]
+        until(lambda: len(store.requests) >= 1 + 12)
+        spanning = started(check, file, block - 1000, 2000)
+        until(lambda: any(files.blocks._queues.values()))
+        files.blocks.drop((ident_of(file.info), 0, block))
+        assert files.blocks._lent == []
+        store.gate.set()
+        ended(spanning, *stuck)
+
+
+def test_readers_get_room_in_the_order_they_came() -> None:
+    """Nobody overtakes: a read that many others pass would fail by its deadline though the service is well."""
+    blocks = Blocks(16 * MiB, MiB, time.monotonic)
+    order: list[int] = []
+
+    def fetch(name: str) -> Fetch:
+        one = info(name, MiB)
+        return Fetch(one, ((ident_of(one), 0, MiB),), demanded=True)
+
+    def wait(number: int) -> None:
+        blocks.demand(fetch(f"waiting-{number}"), Deadline.after(time.monotonic, PATIENCE))
+        order.append(number)
+
+    admitted = [fetch(f"{number}") for number in range(16)]
+    for each in admitted:
+        blocks.demand(each, Deadline.after(time.monotonic, 0))
+    waiting = []
+    for number in range(8):
+        waiting.append(started(wait, number))
+        until(lambda number=number: sum(map(len, blocks._queues.values())) == number + 1)  # type: ignore[misc]  # mypy can't type defaults of lambdas
+    for number, each in enumerate(admitted[:8]):
+        blocks.failed(each, OutOfMemory("so that it holds no longer"))
+        with pytest.raises(DeadlineExceeded):
+            blocks.demand(fetch(f"late-{number}"), Deadline.after(time.monotonic, 0))
+        until(lambda number=number: len(order) == number + 1)  # type: ignore[misc]  # as above
+    ended(*waiting)
+    assert order == list(range(8))
 
 
 def test_want_of_memory_gives_up_what_is_resident_and_the_read_is_tried_again() -> None:
