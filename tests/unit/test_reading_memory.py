@@ -318,13 +318,15 @@ def test_who_waits_for_room_holds_no_block() -> None:
     with reading(store, memory=size, threads=20) as files:
         block = files.block
         file = files.open(info("a", 2 * size), nothing_follows)
-        check(file, 0, block)
+        check(file, 4 * block, block)
         store.gate.clear()
         stuck = [started(check, files.open(info(f"stuck-{number}", block), nothing_follows), 0, block) for number in range(12)]
         until(lambda: len(store.requests) >= 1 + 12)
-        spanning = started(check, file, block - 1000, 2000)
-        until(lambda: any(files.blocks._queues.values()))
-        files.blocks.drop((ident_of(file.info), 0, block))
+        spanning = started(check, file, 5 * block - 1000, 2000)
+        until(lambda: any(fetch.info == file.info for queue in files.blocks._queues.values() for fetch in queue))
+        part = (ident_of(file.info), 4 * block, block)
+        assert files.blocks.known(part)
+        files.blocks.drop(part)
         assert files.blocks._lent == []
         store.gate.set()
         ended(spanning, *stuck)
