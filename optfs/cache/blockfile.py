@@ -3,10 +3,11 @@
 A file is a header and the block's bytes, nothing after::
 
     magic "optfsblk" | u16 format | u16 0 | u32 header's length | u64 object's size | u64 start | u64 length | u32 uri's length |
-    u32 version's length | uri | version | XXH3-128 of the block (16) | XXH3-64 of all that comes before (8)
+    u32 version's length | uri | version | XXH3-64 of each `GRAIN` of the block (8 each) | XXH3-64 of all that comes before (8)
 
-Rules: all numbers are little-endian. Everything but the last 24 bytes follows from the `BlockKey`, so a reader compares instead of parsing;
-only `verify` parses. XXH3 guards against torn and damaged files, not against forgery: the folder belongs to the user alone.
+Rules: all numbers are little-endian. Everything but the checksums follows from the `BlockKey`, so a reader compares instead of parsing;
+only `verify` parses. Who wants a few bytes of a block reads and checks the grains they lie in, not all of it. XXH3 guards against torn and
+damaged files, not against forgery: the folder belongs to the user alone.
 
 The name is `<XXH3-128 of uri, version and size>-<start>-<length>`: all blocks of one version sort together, the bytes that are held can
 be told from names alone, and no name of an experiment or an event shows. Its first digit is the shard (subfolder).
@@ -18,7 +19,7 @@ import struct
 import xxhash
 
 from optfs.cache.protocol import BlockKey
-from optfs.values import decode_name, encode_name
+from optfs.values import KiB, decode_name, encode_name
 
 SHARDS = "0123456789abcdef"
 """Subfolders: few, as each costs a descriptor and a file system block, and 5,000 names in one are no burden."""
@@ -26,8 +27,9 @@ SHARDS = "0123456789abcdef"
 _MAGIC = b"optfsblk"
 _FORMAT = 1
 _FIXED = struct.Struct("<8sHHIQQQII")
-_DIGEST = 16
-_HEADER_DIGEST = 8
+GRAIN = 128 * KiB
+"""What has a checksum of its own, bytes: what the reading layer asks for at least."""
+_DIGEST = 8
 _NAME = re.compile(r"([0-9a-f]{32})-(0|[1-9][0-9]{0,18})-([1-9][0-9]{0,18})", re.ASCII)
 MAX_HEADER = 64 * 1024
 """A uri is at most some 1,100 bytes; what claims more is damage."""
@@ -52,33 +54,40 @@ def parse_name(name: str) -> tuple[str, int, int] | None:
 def identity(key: BlockKey) -> bytes:
     """Return the part of the header that follows from the key."""
     uri, version = encode_name(key.uri), encode_name(key.version)
-    length = _FIXED.size + len(uri) + len(version) + _DIGEST + _HEADER_DIGEST
+    length = _FIXED.size + len(uri) + len(version) + _checksums_length(key)
     return _FIXED.pack(_MAGIC, _FORMAT, 0, length, key.size, key.start, key.length, len(uri), len(version)) + uri + version
 
 
-def header_length(key_identity: bytes) -> int:
-    """Return the header's length, bytes, from what `identity` made."""
-    return len(key_identity) + _DIGEST + _HEADER_DIGEST
+def header_length(key: BlockKey, key_identity: bytes) -> int:
+    """Return the header's length, bytes; `key_identity`: what `identity` made of the key."""
+    return len(key_identity) + _checksums_length(key)
 
 
 def encode_header(key: BlockKey, data: memoryview | bytes) -> bytes:
     """Return the whole header."""
-    body = identity(key) + xxhash.xxh3_128_digest(data)
+    body = identity(key) + _checksums(data)
     return body + xxhash.xxh3_64_digest(body)
 
 
 def header_matches(header: bytes, key_identity: bytes) -> bool:
     """Tell whether a header is intact and of this key."""
-    return (
-        len(header) == header_length(key_identity)
-        and header.startswith(key_identity)
-        and xxhash.xxh3_64_digest(header[:-_HEADER_DIGEST]) == header[-_HEADER_DIGEST:]
-    )
+    return header.startswith(key_identity) and xxhash.xxh3_64_digest(header[:-_DIGEST]) == header[-_DIGEST:]
 
 
-def data_matches(header: bytes, data: bytes | bytearray) -> bool:
-    """Tell whether the block's bytes are those that the header was made for."""
-    return xxhash.xxh3_128_digest(data) == header[-_HEADER_DIGEST - _DIGEST : -_HEADER_DIGEST]
+def data_matches(header: bytes, key_identity: bytes, first: int, data: bytes | bytearray) -> bool:
+    """Tell whether `data`, whole grains of the block from number `first` on, are those that the header was made for."""
+    found = _checksums(data)
+    at = len(key_identity) + first * _DIGEST
+    return header[at : at + len(found)] == found
+
+
+def _checksums(data: memoryview | bytes | bytearray) -> bytes:
+    view = memoryview(data)
+    return b"".join(xxhash.xxh3_64_digest(view[at : at + GRAIN]) for at in range(0, len(view), GRAIN))
+
+
+def _checksums_length(key: BlockKey) -> int:
+    return (-(-key.length // GRAIN) + 1) * _DIGEST
 
 
 def parse_key(start_of_file: bytes) -> BlockKey | None:

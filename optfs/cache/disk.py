@@ -1,7 +1,8 @@
 """The block cache on disk: what the reading layer calls, and the state that calls and the writer share.
 
-Reading: a block's name follows from its key, so `get` opens the file, reads and checks it; the index isn't asked. What fails the check is
-removed. Writing, eviction and everything else that needs the index is `writer`'s, in the thread `cache-writer`; `put` hands over.
+Reading: a block's name follows from its key, so `get` opens the file, reads and checks it, and `get_range` a part of it; the index isn't
+asked. What fails the check is removed. Writing, eviction and everything else that needs the index is `writer`'s, in the thread
+`cache-writer`; `put` hands over.
 
 Rules: no method raises, and `put` waits for the disk no longer than `handover.PATIENCE`. Data that waits to be written holds at most
 `backlog` bytes (they count towards `--memory`); what comes on top is dropped and fetched again another time. A use is noted at most once a
@@ -10,7 +11,7 @@ minute a block.
 Locks: `_lock` guards the counters of reads and of damage; it is a leaf, never held over I/O, as are those of `handover` and `health`. The folder is
 replaced by the writer as a whole; a reader takes one reference and uses that, and descriptors live as long as a reference does.
 
-Threads: any thread calls `get`, `put`, `cached_bytes`, `stats`; make a cache after forking, as threads don't survive a fork.
+Threads: any thread calls `get`, `get_range`, `put`, `cached_bytes`, `stats`; make a cache after forking, as threads don't survive a fork.
 """
 
 import errno
@@ -20,9 +21,10 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from optfs.cache.blockfile import SHARDS, block_name, object_id, parse_name, union_length
-from optfs.cache.folder import Folder, read_block
+from optfs.cache.folder import Folder, read_block, read_range
 from optfs.cache.handover import Handover
 from optfs.cache.health import Health
 from optfs.cache.protocol import BlockKey
@@ -31,6 +33,8 @@ from optfs.cache.writer import Limits, Writer
 from optfs.values import Clock, MiB, ObjectInfo
 
 logger = logging.getLogger(__name__)
+
+_Data = TypeVar("_Data", bound=bytes | bytearray)
 
 BACKLOG = 32 * MiB
 """Bytes that may wait to be written: eight blocks, half a second of a slow disk."""
@@ -56,8 +60,8 @@ class CacheStats:
         state: "on", "off" (by configuration), or why it doesn't work.
         limit: bytes.
         size: what the blocks of all mounts take, bytes, when the writer last looked.
-        hits, misses: calls of `get`.
-        hit_bytes: bytes that `get` returned.
+        hits, misses: calls of `get` and `get_range`.
+        hit_bytes: bytes that they returned.
         stored, stored_bytes: blocks written, and their bytes.
         dropped: blocks that weren't written, as the disk didn't keep up, had no room, or failed.
         damaged: blocks that failed their check.
@@ -84,6 +88,11 @@ class NoCache:
     def get(self, key: BlockKey, into: bytearray | None = None) -> bytes | bytearray | None:
         """Return None."""
         del key, into
+        return None
+
+    def get_range(self, key: BlockKey, start: int, length: int) -> bytes | None:
+        """Return None."""
+        del key, start, length
         return None
 
     def put(self, key: BlockKey, data: memoryview) -> None:
@@ -140,14 +149,11 @@ class DiskCache:
 
     def get(self, key: BlockKey, into: bytearray | None = None) -> bytes | bytearray | None:
         """Return the block, checked, or None; see `BlockCache`."""
-        data = self._read(key, into) if not self._handover.closed and self._reading.usable() else None
-        with self._lock:
-            if data is None:
-                self._misses += 1
-            else:
-                self._hits += 1
-                self._hit_bytes += len(data)
-        return data
+        return self._read(key, lambda folder: read_block(folder, key, into))
+
+    def get_range(self, key: BlockKey, start: int, length: int) -> bytes | None:
+        """Return a range of a block, checked, or None; see `BlockCache`."""
+        return self._read(key, lambda folder: read_range(folder, key, start, length))
 
     def put(self, key: BlockKey, data: memoryview) -> None:
         """Offer a block; see `BlockCache`. `data` must not change any more."""
@@ -196,13 +202,24 @@ class DiskCache:
         self._handover.close(self._clock() + _CLOSE_LIMIT, self._clock)
         self._writer.join(_CLOSE_LIMIT * 1.2)  # the block being written when time was up
 
-    def _read(self, key: BlockKey, into: bytearray | None) -> bytes | bytearray | None:
+    def _read(self, key: BlockKey, read: Callable[[Folder], _Data | None]) -> _Data | None:
+        """Return what `read` returns of the block, counted."""
+        data = self._checked(key, read) if not self._handover.closed and self._reading.usable() else None
+        with self._lock:
+            if data is None:
+                self._misses += 1
+            else:
+                self._hits += 1
+                self._hit_bytes += len(data)
+        return data
+
+    def _checked(self, key: BlockKey, read: Callable[[Folder], _Data | None]) -> _Data | None:
         folder = self._writer.folder
         if folder is None or key.length <= 0:
             return None
         name = block_name(key)
         try:
-            data = read_block(folder, key, into)
+            data = read(folder)
         except FileNotFoundError:
             return None
         except OSError as error:

@@ -8,7 +8,7 @@ Rules:
   at opening and, by the writer, before each batch.
 - Blocks are opened relative to a shard's descriptor with O_NOFOLLOW, so that no symbolic link is followed, to read or to write.
 - A block is written to `<name>.tmp` in its shard and renamed: a name either holds a whole block or, after a crash of the machine, something
-  that fails its checksum. Nothing is synced.
+  that fails its checksums. Nothing is synced.
 - Where a directory has the name of a file that goes, it is moved to `blocks-v1/aside-…` and left there: nobody knows what it holds.
 - The temporary name follows from the block's, so that what a killed process left is overwritten rather than gathered; and while somebody
   writes a block, nobody else does: two would rename one another's halves.
@@ -24,7 +24,7 @@ import weakref
 from collections.abc import Sequence
 from pathlib import Path
 
-from optfs.cache.blockfile import SHARDS, block_name, data_matches, header_length, header_matches, identity
+from optfs.cache.blockfile import GRAIN, SHARDS, block_name, data_matches, header_length, header_matches, identity
 from optfs.cache.protocol import BlockKey
 from optfs.errors import ConfigError
 
@@ -235,26 +235,39 @@ def open_folder(cache_dir: Path) -> Folder:
 
 
 def read_block(folder: Folder, key: BlockKey, into: bytearray | None = None) -> bytes | bytearray | None:
-    """Return a block, checked against its identity and checksum, or None if the file is damaged or another's; see `BlockCache.get`.
+    """Return a block, checked against its identity and checksums, or None if the file is damaged or another's; see `BlockCache.get`.
 
     Raises:
         OSError: FileNotFoundError where there is none; else the disk fails.
 
     """
+    return _read(folder, key, 0, key.length, into)
+
+
+def read_range(folder: Folder, key: BlockKey, start: int, length: int) -> bytes | None:
+    """Return a range of a block as `read_block` does the whole; see `BlockCache.get_range`."""
+    low, high = start - key.start, start - key.start + length
+    begin = low - low % GRAIN
+    data = _read(folder, key, begin // GRAIN, min(high + -high % GRAIN, key.length) - begin, None)
+    return None if data is None else bytes(data[low - begin : high - begin])
+
+
+def _read(folder: Folder, key: BlockKey, first: int, length: int, into: bytearray | None) -> bytes | bytearray | None:
+    """Return `length` bytes, whole grains from number `first` on."""
     expected = identity(key)
-    offset = header_length(expected)
+    offset = header_length(key, expected)
     fd = folder.open(block_name(key))
     try:
         found = os.fstat(fd)
         if not stat.S_ISREG(found.st_mode) or found.st_size != offset + key.length:
             return None
         header = os.pread(fd, offset, 0)
-        if not header_matches(header, expected):
+        if len(header) != offset or not header_matches(header, expected):
             return None
-        data, length = _pread(fd, key.length, offset, into)
+        data, done = _pread(fd, length, offset + first * GRAIN, into)
     finally:
         os.close(fd)
-    return data if length == key.length and data_matches(header, data) else None
+    return data if done == length and data_matches(header, expected, first, data) else None
 
 
 def _pread(fd: int, length: int, offset: int, into: bytearray | None) -> tuple[bytes | bytearray, int]:

@@ -23,6 +23,10 @@ class OriginCache:
         """Return the block; see `BlockCache`."""
         return self._cache.get(self._key(key), into)
 
+    def get_range(self, key: BlockKey, start: int, length: int) -> bytes | None:
+        """Return a range of a block; see `BlockCache`."""
+        return self._cache.get_range(self._key(key), start, length)
+
     def put(self, key: BlockKey, data: memoryview) -> None:
         """Offer a block; see `BlockCache`."""
         self._cache.put(self._key(key), data)

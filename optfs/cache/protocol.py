@@ -28,9 +28,16 @@ class BlockCache(Protocol):
     """Blocks that outlive the process. No method raises: a failing disk means no caching. Any thread may call any method."""
 
     def get(self, key: BlockKey, into: bytearray | None = None) -> bytes | bytearray | None:
-        """Return the block, checked against its identity and checksum, or None. A block that fails the check is dropped.
+        """Return the block, checked against its identity and checksums, or None. A block that fails the check is dropped.
 
         `into`, of the block's length, is where it is read to and what is returned then; after None its contents are undefined.
+        """
+        ...
+
+    def get_range(self, key: BlockKey, start: int, length: int) -> bytes | None:
+        """Return `length` bytes of the block, more than 0, from `start` on (counted in the object, as `key.start` is), checked, or None.
+
+        Damage elsewhere in the block may go unnoticed.
         """
         ...
 

@@ -206,7 +206,7 @@ class Writer:
         offered: dict[str, _Block] = {}
         while blocks:
             key, data = blocks.popleft()
-            block = _Block(key, data, block_name(key), room.charge(header_length(identity(key)) + key.length))
+            block = _Block(key, data, block_name(key), room.charge(header_length(key, identity(key)) + key.length))
             del data
             if block.name in offered:
                 self._handover.release(key.length, written=False)

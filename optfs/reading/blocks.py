@@ -34,7 +34,7 @@ from typing import get_args
 from optfs.errors import DeadlineExceeded, OptfsError, OutOfMemory, ServiceUnavailable, bare
 from optfs.reading.counters import Counters
 from optfs.reading.fetches import Fetch, Part
-from optfs.values import LOOK_AGAIN, Clock, Deadline, ObjectInfo, Provider
+from optfs.values import LOOK_AGAIN, Clock, Deadline, Provider
 
 SHARE = 3 / 4
 RESERVE = 1 / 8
@@ -227,14 +227,6 @@ class Blocks:
             else:
                 self._counters.misses += 1
             self._room.notify_all()
-
-    def offer(self, info: ObjectInfo, part: Part, view: memoryview) -> None:
-        """Keep a part that came by the way, if there is room."""
-        with self._lock:
-            fetch = Fetch(info, (part,), demanded=False)
-            fetch.bound = False  # no store brings it
-            if part not in self._flights and self._make_room(fetch, for_reader=False):
-                self._insert(part, view, read=True)
 
     def failed(self, fetch: Fetch, error: OptfsError) -> None:
         """A fetch has ended without its parts. The failure holds, unless no reader wanted it when it began."""

@@ -185,8 +185,8 @@ class Fetcher:
             return [None] * len(fetch.parts)
         into = buffer if len(fetch.parts) == 1 else None
         found: _Found = [self._cached(fetch.info, part, into) for part in fetch.parts]
-        if None in found and (block := self._cached_block(fetch)) is not None:
-            found = [bytes(block[part[1] - fetch.start :][: part[2]]) for part in fetch.parts]
+        if None in found and (run := self._cached_run(fetch)) is not None:
+            found = [run]
         return [self._cached_pieces(fetch)] if found == [None] else found
 
     def _take(self, fetch: Fetch, found: _Found) -> None:
@@ -258,19 +258,15 @@ class Fetcher:
             found.append(data)
         return b"".join(found)
 
-    def _cached_block(self, fetch: Fetch) -> memoryview | None:
-        """Return the bytes of a run of pieces out of a cached block, or None."""
+    def _cached_run(self, fetch: Fetch) -> bytes | None:
+        """Return a run of pieces out of a cached block, or None."""
         block = self._blocks.block
         begin = fetch.start - fetch.start % block
         length = min(block, fetch.info.size - begin)
-        if (fetch.start == begin and fetch.length == length) or fetch.start + fetch.length > begin + length:
+        if self._cache is None or (fetch.start == begin and fetch.length == length) or fetch.start + fetch.length > begin + length:
             return None
-        whole = (fetch.parts[0][0], begin, length)
-        data = self._cached(fetch.info, whole)
-        if data is None:
-            return None
-        self._blocks.offer(fetch.info, whole, memoryview(data))  # its other pieces may be next, and it was read and checked whole
-        return memoryview(data)[fetch.start - begin :][: fetch.length]
+        data = self._cache.get_range(self._key(fetch.info, (fetch.parts[0][0], begin, length)), fetch.start, fetch.length)
+        return data if data is not None and len(data) == fetch.length else None
 
     def _key(self, info: ObjectInfo, part: Part) -> BlockKey:
         uri = self._stores[info.provider].root.uri(info.key)

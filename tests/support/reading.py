@@ -123,6 +123,11 @@ class FakeCache:
         into[:] = data
         return into
 
+    def get_range(self, key: BlockKey, start: int, length: int) -> bytes | None:
+        """Return a range of a block that was put."""
+        data = self.blocks.get(key)
+        return None if data is None else data[start - key.start :][:length]
+
     def put(self, key: BlockKey, data: memoryview) -> None:
         """Keep a block."""
         assert len(data) == key.length

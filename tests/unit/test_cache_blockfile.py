@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from optfs.cache import blockfile
+from optfs.cache.blockfile import GRAIN
 from optfs.cache.protocol import BlockKey
 from tests.support.caches import block_key, content
 
@@ -23,11 +24,11 @@ OTHERS = [
 
 def test_header_fits_its_own_key_and_data_only() -> None:
     """A header matches the key and the data it was made for, and no other key."""
-    header = blockfile.encode_header(KEY, content(KEY))
-    assert len(header) == blockfile.header_length(blockfile.identity(KEY))
-    assert blockfile.header_matches(header, blockfile.identity(KEY))
-    assert blockfile.data_matches(header, content(KEY))
-    assert not blockfile.data_matches(header, content(KEY)[:-1] + b"!")
+    header, own = blockfile.encode_header(KEY, content(KEY)), blockfile.identity(KEY)
+    assert len(header) == blockfile.header_length(KEY, own)
+    assert blockfile.header_matches(header, own)
+    assert blockfile.data_matches(header, own, 0, content(KEY))
+    assert not blockfile.data_matches(header, own, 0, content(KEY)[:-1] + b"!")
     assert [blockfile.header_matches(header, blockfile.identity(other)) for other in OTHERS] == [False] * len(OTHERS)
 
 
@@ -40,6 +41,18 @@ def test_every_changed_byte_of_a_header_shows() -> None:
         changed[at] ^= 0x10
         assert not blockfile.header_matches(bytes(changed), blockfile.identity(KEY)), at
     assert not blockfile.header_matches(header[:-1], blockfile.identity(KEY))
+
+
+def test_each_grain_of_a_block_is_checked_by_itself() -> None:
+    """Any run of grains matches where it belongs and nowhere else; the last grain is shorter."""
+    key = replace(KEY, length=3 * GRAIN + 5)
+    data, own = content(key), blockfile.identity(key)
+    header = blockfile.encode_header(key, data)
+    for first in range(4):
+        for last in range(first, 4):
+            run = data[first * GRAIN : (last + 1) * GRAIN]
+            assert [blockfile.data_matches(header, own, at, run) for at in range(5)] == [at == first for at in range(5)]
+            assert not blockfile.data_matches(header, own, first, run[:-1] + bytes([run[-1] ^ 1]))
 
 
 def test_names_differ_with_each_part_of_the_identity() -> None:

@@ -19,6 +19,10 @@ class _Cache:
         del into
         return self.blocks.get(key)
 
+    def get_range(self, key: BlockKey, start: int, length: int) -> bytes | None:
+        data = self.blocks.get(key)
+        return None if data is None else data[start - key.start :][:length]
+
     def put(self, key: BlockKey, data: memoryview) -> None:
         self.blocks[key] = bytes(data)
 
@@ -38,6 +42,7 @@ def test_a_block_of_one_endpoint_is_none_of_another() -> None:
         assert mount.get(key) is None
         mount.put(key, memoryview(text[-1:].ljust(3).encode()))
     assert [mount.get(key) for mount in mounts.values()] == [b"1  ", b"2  ", b"   "]
+    assert [mount.get_range(key, 0, 1) for mount in mounts.values()] == [b"1", b"2", b" "]
     assert [mount.cached_bytes(key.uri, INFO) for mount in mounts.values()] == [3, 3, 3]
     assert cache.get(key) == b"   ", "the provider's own keep their names"
 

@@ -80,10 +80,6 @@ def test_a_silent_store_leaves_room_to_the_other_one_and_both_to_the_cache() -> 
     assert [blocks.demand(look, deadline) for look in looks] == looks
     assert [blocks.bind(look) for look in looks] == [False, False]
     assert all(look.spare is None for look in looks)
-    whole = fetch("by the way", "aws")
-    blocks.offer(whole.info, whole.parts[0], memoryview(bytes(MiB)))
-    assert blocks.known(whole.parts[0])
-    blocks.drop(whole.parts[0])
     assert blocks.counters().resident_bytes == 14 * MiB
     assert all(look.failed and look.speculative for look in looks)
 
