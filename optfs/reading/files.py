@@ -344,6 +344,7 @@ class OpenFile:
     def _copy(self, sources: list[_Source], deadline: Deadline) -> None:
         """Replace each source by a copy of what is wanted of it; one that failed stays."""
         for at, (source, start, low, high) in enumerate(sources):
+            view = source
             if isinstance(source, Fetch):
                 try:
                     view = source.wait(high - start, deadline)
@@ -354,19 +355,17 @@ class OpenFile:
                         self._blocks.overdue(source, error)
                     raise
                 self._blocks.count_read(high - low)
-            else:
-                view = source
-            sources[at] = (memoryview(bytes(view[low - start : high - start])), low, low, high)
+            sources[at] = _trimmed((view, start, low, high))
 
     def _collect(self, sources: list[_Source], deadline: Deadline, attempts: int) -> list[memoryview]:
-        """Wait for each source and cut what is wanted out of it."""
-        views: list[memoryview] = []
+        """Wait for each source and cut what is wanted out of it. Who waits holds copies, no whole blocks that may be evicted meanwhile."""
         at = 0
         try:
-            for at, (source, start, low, high) in enumerate(sources):  # noqa: B007 - used where it ends early
+            for at, (source, start, low, high) in enumerate(sources):
                 if isinstance(source, memoryview):
-                    views.append(source[low - start : high - start])
                     continue
+                if source.filled < high - start:
+                    sources[:] = map(_trimmed, sources)
                 try:
                     view = source.wait(high - start, deadline)
                 except OptfsError as error:
@@ -378,20 +377,29 @@ class OpenFile:
                         raise DeadlineExceeded("a read took longer than --timeout") from None
                     # One that found no room for its store isn't an attempt: what follows waits for it.
                     left = attempts - (not (source.missed and source.speculative))
-                    views += self._collect(self._sources(low, high, deadline, missed=source.missed), deadline, left)
+                    again = self._collect(self._sources(low, high, deadline, missed=source.missed), deadline, left)
+                    sources[at] = (memoryview(b"".join(again)), low, low, high)
                     continue
-                views.append(view[low - start : high - start])
+                sources[at] = (view, start, low, high)
                 self._blocks.count_read(high - low)
         except BaseException:
             self._leave(sources[at:])
             raise
-        return views
+        return [view[low - start : high - start] for view, start, low, high in sources if isinstance(view, memoryview)]
 
     def _leave(self, sources: list[_Source]) -> None:
         """Want the rest no more."""
         for source, _, _, _ in sources:
             if isinstance(source, Fetch):
                 self._blocks.leave(source)
+
+
+def _trimmed(source: _Source) -> _Source:
+    """Return a source that holds no more than what is wanted of a part that is there; one that is on its way stays what it is."""
+    view, start, low, high = source
+    if isinstance(view, Fetch) or len(view) == high - low:
+        return source
+    return memoryview(bytes(view[low - start : high - start])), low, low, high
 
 
 def ident_of(info: ObjectInfo) -> Ident:

@@ -332,6 +332,30 @@ def test_who_waits_for_room_holds_no_block() -> None:
         ended(spanning, *stuck)
 
 
+@pytest.mark.parametrize(("resident", "missing"), [(4, 5), (5, 4)])
+def test_who_waits_for_bytes_holds_no_resident_block(resident: int, missing: int) -> None:
+    """Whether its bytes come before the missing ones or after them, they are copied: the block may be evicted meanwhile."""
+    store = FakeStore()
+    with reading(store, memory=16 * PIECE) as files:
+        block = files.block
+        file = files.open(info("a", 20 * block), nothing_follows)
+        check(file, resident * block, block)
+        store.gate.clear()
+        spanning = started(check, file, 5 * block - 1000, 2000)
+
+        def waits() -> bool:
+            flight = files.blocks._flights.get((ident_of(file.info), missing * block, block))
+            return flight is not None and flight._waiting > 0
+
+        until(waits)
+        part = (ident_of(file.info), resident * block, block)
+        assert files.blocks.known(part)
+        files.blocks.drop(part)
+        assert files.blocks._lent == []
+        store.gate.set()
+        ended(spanning)
+
+
 def test_readers_get_room_in_the_order_they_came() -> None:
     """Nobody overtakes: a read that many others pass would fail by its deadline though the service is well."""
     blocks = Blocks(16 * MiB, MiB, time.monotonic)
