@@ -20,9 +20,10 @@ import struct
 import termios
 import threading
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from http import HTTPStatus
-from io import BufferedReader
+from io import BufferedReader, FileIO
 from typing import Protocol
 from urllib.parse import unquote, unquote_plus
 
@@ -33,7 +34,10 @@ from optfs.demo.traffic import Entry, Request, RequestLog, Response, Service
 logger = logging.getLogger(__name__)
 
 SMALL = 64 * 1024  # bytes: up to here, copying a body behind its headers is cheaper than a second system call
-PIECE = 64 * 1024  # bytes sent at once where a rate or a fault asks for pieces
+PIECE = 64 * 1024  # bytes sent at once where a rate asks for pieces
+PIECE_TIME = (
+    0.003  # seconds; at a high rate a piece is what leaves in that time, or the server takes more CPU than what is measured with it
+)
 
 
 class Handler(Protocol):
@@ -241,9 +245,9 @@ class HttpServer:
             sock.sendall(head)
             return
         cut = _cut(fault.action if fault else None)
-        if cut is None and self._pace.rate is None and isinstance(response.body, FilePart):
-            sock.sendall(head, socket.MSG_MORE if hasattr(socket, "MSG_MORE") else 0)
-            _send_file(sock, response.body)
+        if cut is None and isinstance(response.body, FilePart):
+            sock.sendall(head, socket.MSG_MORE if hasattr(socket, "MSG_MORE") and self._pace.rate is None else 0)
+            self._send_file(sock, response.body)
             return
         body = _content(response)
         if cut is None:
@@ -267,16 +271,24 @@ class HttpServer:
             sock.sendall(head + bytes(body))
             return
         sock.sendall(head)
-        if self._pace.rate is None:
-            sock.sendall(body)
-            return
+        for start, stop in self._paced(len(body)):
+            sock.sendall(body[start:stop])
+
+    def _send_file(self, sock: socket.socket, part: FilePart) -> None:
+        with part.path.open("rb", buffering=0) as file:
+            for start, stop in self._paced(part.length):
+                _send_range(sock, file, part.start + start, part.start + stop)
+
+    def _paced(self, length: int) -> Iterator[tuple[int, int]]:
+        """Yield the pieces of a body, each when the rate lets its last byte go; all in one without a rate."""
         began = time.monotonic()
-        for start in range(0, len(body), PIECE):
-            piece = body[start : start + PIECE]
-            due = began + (start + len(piece)) / self._pace.rate
-            if self._stopping.wait(max(0.0, due - time.monotonic())):
+        rate = self._pace.rate
+        piece = length if rate is None else max(PIECE, int(rate * PIECE_TIME))
+        for start in range(0, length, piece):
+            stop = min(start + piece, length)
+            if rate is not None and self._stopping.wait(max(0.0, began + stop / rate - time.monotonic())):
                 raise _Hangup
-            sock.sendall(piece)
+            yield start, stop
 
 
 def _decode(text: str) -> str:
@@ -301,17 +313,15 @@ def _content(response: Response) -> bytes:
     return bytes(body)
 
 
-def _send_file(sock: socket.socket, part: FilePart) -> None:
-    with part.path.open("rb", buffering=0) as file:
-        if not hasattr(os, "sendfile"):
-            sock.sendfile(file, part.start, part.length)
-            return
-        sent = 0
-        while sent < part.length:
-            count = os.sendfile(sock.fileno(), file.fileno(), part.start + sent, part.length - sent)
-            if count == 0:
-                raise _Hangup
-            sent += count
+def _send_range(sock: socket.socket, file: FileIO, start: int, stop: int) -> None:
+    if not hasattr(os, "sendfile"):
+        sock.sendfile(file, start, stop - start)
+        return
+    while start < stop:
+        count = os.sendfile(sock.fileno(), file.fileno(), start, stop - start)
+        if count == 0:
+            raise _Hangup
+        start += count
 
 
 def _drain(sock: socket.socket) -> None:
