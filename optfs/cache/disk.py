@@ -82,40 +82,6 @@ class CacheStats:
     evicted: int = 0
 
 
-class NoCache:
-    """The block cache when it is turned off: holds nothing."""
-
-    def get(self, key: BlockKey, into: bytearray | None = None) -> bytes | bytearray | None:
-        """Return None."""
-        del key, into
-        return None
-
-    def get_range(self, key: BlockKey, start: int, length: int) -> bytes | None:
-        """Return None."""
-        del key, start, length
-        return None
-
-    def put(self, key: BlockKey, data: memoryview) -> None:
-        """Drop the block."""
-
-    def cached_bytes(self, uri: str, info: ObjectInfo) -> int:
-        """Return 0."""
-        del uri, info
-        return 0
-
-    def stats(self) -> CacheStats:
-        """Return that it is off."""
-        return CacheStats("off", 0)
-
-    def flush(self, timeout: float) -> bool:
-        """Return True."""
-        del timeout
-        return True
-
-    def close(self) -> None:
-        """Do nothing."""
-
-
 class DiskCache:
     """Blocks in a folder, shared with other processes."""
 
@@ -251,10 +217,10 @@ class DiskCache:
             )
 
 
-def open_cache(folder: Path, *, limit: int, min_free: FreeFloor, backlog: int = BACKLOG) -> DiskCache | NoCache:
-    """Return the block cache in `folder`; one that holds nothing where `limit` is 0 or too small to be of use."""
+def open_cache(folder: Path, *, limit: int, min_free: FreeFloor, backlog: int = BACKLOG) -> DiskCache | None:
+    """Return the block cache in `folder`, or None where `limit` is 0 or too small to be of use."""
     if limit >= SMALLEST:
         return DiskCache(folder, limit=limit, min_free=min_free, backlog=backlog)
     if limit > 0:
         logger.warning("the block cache is off: --cache-size is less than its own folders and index need (%d bytes)", SMALLEST)
-    return NoCache()
+    return None

@@ -88,10 +88,11 @@ class Blocks:
             if view is not None:
                 self._read.move_to_end(part)
             else:
-                fresh = self._ahead.pop(part, None)
+                fresh = self._ahead.get(part)
                 if fresh is None:
                     return None
-                view = self._read[part] = fresh[0]
+                view = self._read[part] = fresh[0]  # first: there may be no memory for the entry
+                del self._ahead[part]
                 self._ahead_bytes -= part[2]
             self._counters.memory_hits += 1
             self._counters.read_bytes += length

@@ -371,13 +371,12 @@ class OpenFile:
                 except OptfsError as error:
                     if isinstance(error, DeadlineExceeded) and not source.failed:
                         self._blocks.overdue(source, error)
-                    if not (source.failed and attempts > 1 and (source.speculative or isinstance(error, OutOfMemory))):
+                    no_room = source.missed and source.speculative  # it gave up, and the next one waits for room: no attempt
+                    if not (source.failed and (attempts > 1 or no_room) and (source.speculative or isinstance(error, OutOfMemory))):
                         raise
                     if deadline.remaining() <= 0:
                         raise DeadlineExceeded("a read took longer than --timeout") from None
-                    # One that found no room for its store isn't an attempt: what follows waits for it.
-                    left = attempts - (not (source.missed and source.speculative))
-                    again = self._collect(self._sources(low, high, deadline, missed=source.missed), deadline, left)
+                    again = self._collect(self._sources(low, high, deadline, missed=source.missed), deadline, attempts - (not no_room))
                     sources[at] = (memoryview(b"".join(again)), low, low, high)
                     continue
                 sources[at] = (view, start, low, high)

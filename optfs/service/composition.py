@@ -96,20 +96,20 @@ class Mount:
         self.started_at = time.time()
         self.account = connected[0].store.root.account
         stores: dict[Provider, Store] = {each.provider: RetryingStore(each.store, each.source, each.counters) for each in connected}
-        share = min(BACKLOG, config.memory // 8) if config.cache_size else 0
+        share = min(BACKLOG, config.memory // 8)
         floor = FreeFloor(config.cache_min_free.size, config.cache_min_free.fraction)
-        self.cache = open_cache(config.cache_dir, limit=config.cache_size, min_free=floor, backlog=share)
+        self._cache = open_cache(config.cache_dir, limit=config.cache_size, min_free=floor, backlog=share)
         self._pools: dict[Provider, WorkerPool] = {provider: WorkerPool(f"fetch-{provider}", THREADS) for provider in stores}
         self._lists = WorkerPool("list", THREADS)
         self._looks = WorkerPool("look", LOOK_THREADS)
         self.catalog = Catalog(stores, pool=self._lists, listing_ttl=config.listing_ttl, timeout=config.timeout)
-        block_cache = _by_origin(self.cache, config) if config.cache_size else None
+        block_cache = None if self._cache is None else _by_origin(self._cache, config)
         self.files = Files(
             stores,
             block_cache,
             pools=self._pools,
             looks=self._looks,
-            memory=config.memory - 2 * share,
+            memory=config.memory - (0 if self._cache is None else 2 * share),
             timeout=config.timeout,
             gone=self.catalog.gone,
         )
@@ -151,7 +151,7 @@ class Mount:
 
     def cache_stats(self) -> CacheStats:
         """Return what the block cache did."""
-        return self.cache.stats()
+        return CacheStats("off", 0) if self._cache is None else self._cache.stats()
 
     def _close_pools(self) -> None:
         deadline = Deadline.after(time.monotonic, CLOSE_LIMIT)
@@ -161,7 +161,8 @@ class Mount:
     def close(self) -> None:
         """End all threads, as far as they end in time, and let go of the cache. What was handed in as `connected` stays the caller's."""
         with contextlib.ExitStack() as stack:
-            stack.callback(self.cache.close)
+            if self._cache is not None:
+                stack.callback(self._cache.close)
             stack.callback(self._close_pools)
             stack.callback(self.files.close, CLOSE_LIMIT)
             stack.callback(self.catalog.close)

@@ -2,6 +2,7 @@
 
 import time
 import weakref
+from collections import OrderedDict
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -401,3 +402,38 @@ def test_want_of_memory_gives_up_what_is_resident_and_the_read_is_tried_again() 
         store.fail = starve
         check(files.open(info("wanted", MiB), nothing_follows), 0, MiB)
         assert files.counters().resident_bytes == MiB
+
+
+def test_want_of_memory_loses_no_count_of_what_was_fetched_ahead() -> None:
+    """A part that can't be noted as read stays one that was fetched ahead, and is there when there is memory again."""
+
+    class Starved(OrderedDict[Part, memoryview]):
+        def __setitem__(self, part: Part, view: memoryview) -> None:
+            raise MemoryError
+
+    blocks = Blocks(16 * MiB, MiB, time.monotonic)
+    one = info("a", MiB)
+    fetch = Fetch(one, ((ident_of(one), 0, MiB),), demanded=False)
+    assert blocks.ahead(fetch)
+    blocks.landed(fetch, [memoryview(bytes(MiB))], from_disk=0)
+    before = blocks.counters()
+    read, blocks._read = blocks._read, Starved()
+    with pytest.raises(MemoryError):
+        blocks.find(fetch.parts[0], MiB)
+    blocks._read = read
+    assert blocks.counters() == before
+    assert blocks.find(fetch.parts[0], MiB) is not None
+    blocks.clear()
+    assert (blocks.counters().resident_bytes, blocks.counters().fresh_bytes) == (0, 0)
+
+
+def test_a_fetch_that_found_no_room_for_its_store_is_no_attempt() -> None:
+    """A reader that joined it as its last attempt waits for room, and has its bytes."""
+    store = FakeStore()
+    with reading(store) as files:
+        file = files.open(info("a", 8 * MiB), nothing_follows)
+        gone = Fetch(file.info, ((ident_of(file.info), 0, 4 * MiB),), demanded=True)
+        gone.missed = True
+        assert gone.give_up()
+        views = file._collect([(gone, 0, 100, 300)], Deadline.after(time.monotonic, PATIENCE), 1)
+        assert b"".join(views) == contents("a", 100, 200)
