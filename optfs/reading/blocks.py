@@ -17,9 +17,9 @@ Rules:
   they count as abandoned.
 - A failure is the answer for its parts for `FAILURE_HOLDS` seconds: the kernel asks again for every page of a failed readahead, and a program
   would wait for the timeout again each time. Want of memory isn't held: all that is resident is given up, and then it may be over.
-- A block's buffer is filled anew once nobody else holds a view of it; new memory costs more than the copy into it. What readers, the
-  cache's writer, and fetching threads that wait for it still hold of parts that were evicted (`_lent`) isn't counted here; the writer bounds
-  its own share.
+- A block's buffer is filled anew once nobody else holds a view of it; new memory costs more than the copy into it. What readers and the
+  cache's writer still hold of parts that were evicted (`_lent`) isn't counted here; the writer bounds its own share. What waits for the writer
+  is in flight until it has taken it: on a slow disk 24 fetching threads held 100 MiB of evicted blocks otherwise.
 
 Lock: `_lock` (and `_room`, a condition on it) guards all fields below it. A fetch's own lock may be taken under it, never the other way round;
 nothing else is called under it.
@@ -42,9 +42,8 @@ FAILURE_HOLDS = 0.5
 FRESH = 10.0
 SPARES = 16
 """Buffers kept for reuse. With 8, a GiB met three times as many page faults; with 24 no fewer."""
-LENT = 40
-"""Buffers that are expected back; what is beyond is let go. On a slow disk the cache's writer has eight in hand and each of 24 fetching threads
-one: 32, and with both services, which have 24 threads each, up to 56."""
+LENT = 16
+"""Buffers that are expected back; what is beyond is let go. On a slow disk the cache's writer has eight in hand, and readers some for a moment."""
 MOST_FAILURES = 1000
 
 
@@ -214,19 +213,29 @@ class Blocks:
             self._admit(fetch)
             return True
 
-    def landed(self, fetch: Fetch, views: Sequence[memoryview], *, from_disk: int) -> None:
-        """A fetch has brought its parts, `from_disk` bytes of them from the block cache and the others from a store."""
+    def arrived(self, fetch: Fetch, *, from_disk: int) -> None:
+        """All bytes of a fetch are there, `from_disk` of them from the block cache; its room stays taken until `landed`."""
         with self._lock:
-            if fetch.admitted:
-                self._forget(fetch)
-            for part, view in zip(fetch.parts, views, strict=True):
-                self._insert(part, view, read=fetch.used)
+            if fetch.bound and fetch.admitted:
+                fetch.bound = False
+                self._bound[fetch.info.provider] -= fetch.length
+                self._room.notify_all()
             self._counters.disk_bytes += from_disk
             self._counters.fetched_bytes += fetch.length - from_disk
             if from_disk == fetch.length:
                 self._counters.disk_hits += 1
             else:
                 self._counters.misses += 1
+
+    def landed(self, fetch: Fetch, views: Sequence[memoryview]) -> None:
+        """A fetch that has arrived has ended: its parts are resident, and may be evicted."""
+        if len(views) > 1:  # a slice would keep the whole run's buffer alive as long as one of its pieces is wanted
+            views = [memoryview(bytes(view)) for view in views]
+        with self._lock:
+            if fetch.admitted:
+                self._forget(fetch)
+            for part, view in zip(fetch.parts, views, strict=True):
+                self._insert(part, view, read=fetch.used)
             self._room.notify_all()
 
     def failed(self, fetch: Fetch, error: OptfsError) -> None:

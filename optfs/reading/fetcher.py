@@ -230,14 +230,18 @@ class Fetcher:
 
     def _land(self, fetch: Fetch, view: memoryview, fresh: list[int], from_disk: int) -> None:
         """Hand over all bytes; the parts numbered in `fresh` are offered to the block cache."""
-        views = [view]
-        if len(fetch.parts) > 1:  # copies: a slice would keep the whole run's buffer alive as long as one of its pieces is wanted
-            views = [memoryview(bytes(view[part[1] - fetch.start :][: part[2]])) for part in fetch.parts]
-        self._blocks.landed(fetch, views, from_disk=from_disk)
-        fetch.finish(view)
-        if self._cache is not None:
-            for index in fresh:
-                self._cache.put(self._key(fetch.info, fetch.parts[index]), views[index])
+        self._blocks.arrived(fetch, from_disk=from_disk)
+        views = [view[part[1] - fetch.start :][: part[2]] for part in fetch.parts]
+        if self._cache is not None and fresh:
+            fetch.finish(view)  # readers don't wait for the disk
+            try:
+                for index in fresh:
+                    self._cache.put(self._key(fetch.info, fetch.parts[index]), views[index])
+            finally:
+                self._blocks.landed(fetch, views)
+        else:
+            self._blocks.landed(fetch, views)
+            fetch.finish(view)
 
     def _cached(self, info: ObjectInfo, part: Part, into: bytearray | None = None) -> bytes | bytearray | None:
         if self._cache is None:

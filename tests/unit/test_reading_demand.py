@@ -228,7 +228,7 @@ def test_a_look_that_finds_no_memory_does_not_end_what_a_worker_has_begun() -> N
         cache.gate.set()
         ended(look)
         assert not fetch.failed
-        files.blocks.landed(fetch, [memoryview(bytes(1000))], from_disk=0)
+        files.blocks.landed(fetch, [memoryview(bytes(1000))])
         assert files.counters().resident_bytes == 1000
 
 

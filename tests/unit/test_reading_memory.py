@@ -267,7 +267,7 @@ def test_a_buffer_that_is_still_viewed_is_used_again_once_it_is_not() -> None:
         return fetch
 
     def landed(fetch: Fetch, buffer: bytearray) -> None:
-        blocks.landed(fetch, [memoryview(buffer).toreadonly()], from_disk=0)
+        blocks.landed(fetch, [memoryview(buffer).toreadonly()])
         fetch.finish(memoryview(b""))
 
     buffer = admitted("a").take_buffer()
@@ -299,7 +299,7 @@ def test_buffers_kept_for_reuse_take_no_room_beyond_the_bound(viewed: bool) -> N
         assert blocks.demand(fetch, Deadline.after(HandClock(), 0)) is fetch
         buffer = Buffer(length)
         kept.append(weakref.ref(buffer))
-        blocks.landed(fetch, [memoryview(buffer).toreadonly()], from_disk=0)
+        blocks.landed(fetch, [memoryview(buffer).toreadonly()])
         return fetch.parts[0]
 
     parts = [land(f"block-{number}", MiB) for number in range(16)]
@@ -415,7 +415,7 @@ def test_want_of_memory_loses_no_count_of_what_was_fetched_ahead() -> None:
     one = info("a", MiB)
     fetch = Fetch(one, ((ident_of(one), 0, MiB),), demanded=False)
     assert blocks.ahead(fetch)
-    blocks.landed(fetch, [memoryview(bytes(MiB))], from_disk=0)
+    blocks.landed(fetch, [memoryview(bytes(MiB))])
     before = blocks.counters()
     read, blocks._read = blocks._read, Starved()
     with pytest.raises(MemoryError):
