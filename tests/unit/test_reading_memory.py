@@ -1,5 +1,6 @@
 """Memory under open files: what is fetched ahead, what makes room for what, and the bound that all keeps to."""
 
+import threading
 import time
 import weakref
 from collections import OrderedDict
@@ -437,3 +438,30 @@ def test_a_fetch_that_found_no_room_for_its_store_is_no_attempt() -> None:
         assert gone.give_up()
         views = file._collect([(gone, 0, 100, 300)], Deadline.after(time.monotonic, PATIENCE), 1)
         assert b"".join(views) == contents("a", 100, 200)
+
+
+def test_a_block_that_waits_for_the_caches_writer_keeps_its_room_and_holds_up_no_reader() -> None:
+    """On a slow disk each fetching thread held one that was evicted already, and that nobody counted."""
+
+    class Slow(FakeCache):
+        def __init__(self) -> None:
+            super().__init__()
+            self.gate = threading.Event()
+            self.waiting: list[BlockKey] = []
+
+        def put(self, key: BlockKey, data: memoryview) -> None:
+            self.waiting.append(key)
+            assert self.gate.wait(PATIENCE)
+            super().put(key, data)
+
+    store, cache = FakeStore(), Slow()
+    with reading(store, cache, memory=16 * PIECE, threads=20) as files:
+        readers = [started(check, files.open(info(f"file-{number}", PIECE), nothing_follows), 0, PIECE) for number in range(20)]
+        try:
+            until(lambda: len(cache.waiting) + sum(map(len, files.blocks._queues.values())) == 20)
+            assert len(cache.waiting) == 16
+            until(lambda: sum(not reader.is_alive() for reader in readers) == 16)
+        finally:
+            cache.gate.set()
+        ended(*readers)
+        until(lambda: len(cache.blocks) == 20)
