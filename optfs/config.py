@@ -31,6 +31,7 @@ from optfs.units import (
     parse_choice,
     parse_command,
     parse_duration_within,
+    parse_endpoint,
     parse_flag,
     parse_floor,
     parse_id,
@@ -146,8 +147,8 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("token-command", parse_command, None, "CMD", "Command that prints the personal access token.", shown=False),
     Setting("account", parse_account, None, "ID", "Account id; needed with the provider's own credentials.", number=True),
     Setting("api-url", parse_url, "https://api.optimizely.com/v2", "URL", "The API that gives credentials.", shown=False),
-    Setting("s3-endpoint-url", parse_url, None, "URL", "Another S3: an emulator, a private endpoint.", shown=False),
-    Setting("gcs-endpoint-url", parse_url, None, "URL", "Another Google Cloud Storage.", shown=False),
+    Setting("s3-endpoint-url", parse_endpoint, None, "URL", "Another S3: an emulator, a private endpoint.", shown=False),
+    Setting("gcs-endpoint-url", parse_endpoint, None, "URL", "Another Google Cloud Storage.", shown=False),
     Setting(
         "credential-duration", parse_duration_within(900, 3600, "15m to 1h"), "1h", "TIME", "Lifetime of AWS credentials.", number=True
     ),

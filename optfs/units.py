@@ -208,18 +208,26 @@ def parse_url(text: str) -> str:
     """Return a URL without a trailing slash: https, or http on loopback."""
     try:
         parts = urlsplit(text.strip())
-        host, _ = parts.hostname, parts.port
+        host, port = parts.hostname, parts.port
     except ValueError:
         raise ValueError("is no URL") from None
-    if parts.scheme not in {"http", "https"} or not host or re.search(r"[\x00-\x20\x7f]", text.strip()):
+    if parts.scheme not in {"http", "https"} or not host or port == 0 or not text.strip().isprintable() or " " in text.strip():
         raise ValueError("is no URL; it must be https://host[:port][/path]")
     if parts.username is not None or parts.password is not None:
         raise ValueError("must hold no user name or password")
-    if parts.query or parts.fragment:
+    if "?" in text or "#" in text:
         raise ValueError("must hold no query or fragment")
     if parts.scheme == "http" and not is_loopback(host):
         raise ValueError("must be https: http is for loopback only, because secrets go there")
     return text.strip().rstrip("/")
+
+
+def parse_endpoint(text: str) -> str:
+    """Return a URL as `parse_url` does, of a server alone: a store adds the whole path."""
+    url = parse_url(text)
+    if urlsplit(url).path:
+        raise ValueError("must hold no path; write https://host[:port]")
+    return url
 
 
 def parse_address(text: str) -> Address:

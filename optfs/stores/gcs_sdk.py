@@ -31,7 +31,7 @@ from optfs.stores.counters import RequestKind, StoreCounters
 from optfs.stores.exchange import Exchange, Exchanges, Read, receive, unasked
 from optfs.stores.gcs import ENDPOINT, FIELDS, PAGE_LIMIT, PAGE_OBJECTS
 from optfs.stores.gcs_answers import check_members, check_prefix, check_read, current_credential, failure, no_listing
-from optfs.stores.network import find_proxy, parse_endpoint, server, tls_context
+from optfs.stores.network import find_proxy, safe_server, server, tls_context
 from optfs.stores.protocol import Progress
 from optfs.stores.receiver import NETWORK_ERRORS, Receiver
 from optfs.stores.transport import CONNECTIONS
@@ -62,7 +62,7 @@ class GcsSdkStore:
         self._billed = bool(user_project)
         self._user_agent = user_agent
         base = (endpoint_url or ENDPOINT).rstrip("/")
-        scheme, host, _ = self._server = parse_endpoint(base)
+        scheme, host, _ = self._server = safe_server(base)
         self._receiver = Receiver(host, timeout=timeout, counters=counters)
         self._exchanges: Exchanges[GcpCredential] = Exchanges()
         proxy = find_proxy(scheme, host)

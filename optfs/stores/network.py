@@ -19,7 +19,7 @@ import urllib3.exceptions
 import urllib3.util
 
 from optfs.errors import ConfigError
-from optfs.units import is_loopback
+from optfs.units import is_loopback, parse_endpoint
 
 
 def server(url: str) -> tuple[str, str, int]:
@@ -28,23 +28,17 @@ def server(url: str) -> tuple[str, str, int]:
     return parts.scheme, parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80)
 
 
-def parse_endpoint(base: str) -> tuple[str, str, int]:
-    """Return scheme, host and port of `https://HOST[:PORT]`, or of `http://HOST[:PORT]` on this computer.
+def safe_server(base: str) -> tuple[str, str, int]:
+    """Return scheme, host and port of an endpoint's URL.
 
     Raises:
-        ConfigError: it is neither. The message repeats no user name or password.
+        ConfigError: it is none by the rules for settings (`units.parse_endpoint`). The message doesn't repeat it.
 
     """
     try:
-        parts = urlsplit(base)
-        where = server(base)
-    except ValueError:
-        raise ConfigError(f"not a URL: {base}") from None
-    if parts.scheme not in {"http", "https"} or not parts.hostname or parts.path.strip("/") or parts.query or parts.username is not None:
-        raise ConfigError("an endpoint's URL must be https://HOST[:PORT], or http://HOST[:PORT] on this computer")
-    if parts.scheme == "http" and not is_loopback(parts.hostname):
-        raise ConfigError(f"credentials aren't sent unencrypted to {parts.hostname}; use an https URL")
-    return where
+        return server(parse_endpoint(base))
+    except ValueError as error:
+        raise ConfigError(f"an endpoint's URL {error}") from None
 
 
 def find_proxy(scheme: str, host: str) -> urllib3.util.Url | None:

@@ -32,7 +32,7 @@ from optfs.credentials.protocol import AwsCredential, CredentialSource
 from optfs.errors import OptfsError, ServiceError
 from optfs.stores.counters import StoreCounters
 from optfs.stores.exchange import Exchange, Exchanges, Read, receive, unasked
-from optfs.stores.network import find_proxy, parse_endpoint, server, tls_context
+from optfs.stores.network import find_proxy, safe_server, server, tls_context
 from optfs.stores.protocol import Progress
 from optfs.stores.ranges import range_header
 from optfs.stores.receiver import Receiver
@@ -70,7 +70,7 @@ class S3SdkStore:
         self._counters = counters
         self._signer = Signer(wall_clock)
         where = address(root, endpoint_url)
-        scheme, host, _ = self._server = parse_endpoint(where.base)
+        scheme, host, _ = self._server = safe_server(where.base)
         self._receiver = Receiver(host, timeout=timeout, counters=counters)
         self._exchanges: Exchanges[AwsCredential] = Exchanges()
         proxy = find_proxy(scheme, host)

@@ -18,7 +18,7 @@ import urllib3.util
 from urllib3.response import BaseHTTPResponse
 
 from optfs.stores.counters import RequestKind, StoreCounters
-from optfs.stores.network import find_proxy, parse_endpoint, tls_context
+from optfs.stores.network import find_proxy, safe_server, tls_context
 from optfs.stores.receiver import NETWORK_ERRORS, Receiver
 from optfs.values import Deadline
 
@@ -41,7 +41,7 @@ class Transport(Receiver):
             ConfigError: the URL, a proxy's or the CA bundle is unusable.
 
         """
-        scheme, host, port = parse_endpoint(base)
+        scheme, host, port = safe_server(base)
         super().__init__(host, timeout=timeout, counters=counters)
         self._headers = {"User-Agent": user_agent}
         self._manager = _manager(scheme, host)

@@ -157,7 +157,9 @@ def test_addresses(text: str, address: Address) -> None:
                 "https://h:x/",
             )
         ],
+        *[("api_url", text) for text in ("https://h:0/", "https://h/?", "https://h/#", "https://h/v 2", "https://h/v\u20282")],
         *[("s3_endpoint_url", text) for text in ("http://10.0.0.1", "http://localhost.example.com", "http://127.0.0.1.nip.io")],
+        *[(f"{service}_endpoint_url", f"https://h/{path}") for service in ("s3", "gcs") for path in ("minio", "storage/v1/", "?x=1")],
         *[("token_command", text) for text in ("", "   ", "'unclosed")],
         ("gcs_user_project", "a b"),
         ("log_level", "loud"),
@@ -177,6 +179,14 @@ def test_bad_values_are_refused_with_the_name_of_what_was_given(field: str, text
 @pytest.mark.parametrize("host", ["localhost", "127.0.0.1", "127.1.2.3", "[::1]"])
 def test_http_is_for_loopback(host: str) -> None:
     assert load({"api_url": f"http://{host}:80/v2/"}, environ={}).api_url == f"http://{host}:80/v2"
+
+
+def test_an_endpoint_is_a_server_without_a_path() -> None:
+    """Told with the name of what was given before anything is asked for credentials; the slash that ends a URL is none."""
+    assert load({"s3_endpoint_url": "https://h:9000/"}, environ={}).s3_endpoint_url == "https://h:9000"
+    for name in ("AWS_ENDPOINT_URL_S3", "STORAGE_EMULATOR_HOST", "OPTFS_GCS_ENDPOINT_URL"):
+        with pytest.raises(ConfigError, match=f"^{name}: must hold no path"):
+            load({}, environ={name: "https://h:9000/minio"})
 
 
 def test_the_file_takes_dashes_and_underscores_numbers_and_flags(tmp_path: Path) -> None:
