@@ -24,6 +24,7 @@ from optfs.errors import ConfigError, ServiceUnavailable
 
 COMMAND_TIMEOUT = 30.0  # seconds: a password manager may ask its user something
 LOOK_AGAIN = 0.05  # seconds: how soon the end of a command is seen that closed its outputs, or left them to others
+LEAVE_AFTER = 0.5  # seconds: what SIGKILL ended is gone sooner
 LONGEST = 4096  # bytes; real tokens have fewer than 100
 VARIABLES = ("OPTIMIZELY_API_TOKEN", "OPTIMIZELY_PAT")
 """In order of precedence."""
@@ -141,8 +142,7 @@ class TokenCommand:
         with contextlib.ExitStack() as stack:
             with _signals_held_back():  # one that raises would leave a command that nobody ends
                 process = self._start()
-                stack.enter_context(process)
-                stack.callback(_end_group, process.pid)
+                stack.callback(_end, process)
             printed, complaint = _outputs(process, time.monotonic() + timeout)
         if printed is None:
             raise ServiceUnavailable(f"the token command ({self._arguments[0]}) doesn't answer: it took longer than {timeout:g} s")
@@ -155,9 +155,15 @@ class TokenCommand:
         return checked(printed.decode("latin-1"), origin)
 
 
-def _end_group(leader: int) -> None:
-    with contextlib.suppress(ProcessLookupError):  # all of it have ended
-        os.killpg(leader, signal.SIGKILL)
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """Kill a command and what it started; what can't be killed (sudo's is another user's) is left behind without its outputs."""
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, signal.SIGKILL)
+    for stream in (process.stdout, process.stderr):
+        if stream is not None:
+            stream.close()
+    with contextlib.suppress(subprocess.TimeoutExpired):  # subprocess reaps it as it starts the next one
+        process.wait(LEAVE_AFTER)
 
 
 @contextlib.contextmanager

@@ -1,5 +1,6 @@
 """Token sources: where a token comes from, what is refused, and that none of it is ever shown."""
 
+import errno
 import os
 import shlex
 import signal
@@ -145,6 +146,30 @@ def test_a_command_that_takes_too_long_ends_with_all_it_started() -> None:
     """Also where a child of the command holds the pipes."""
     with pytest.raises(ServiceUnavailable, match="doesn't answer"):
         command("import subprocess; subprocess.run(['sleep', '600'])").read(1.0)
+
+
+def test_a_command_that_cannot_be_killed_is_left_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Such as sudo's, which belongs to root; whoever renews goes on."""
+
+    class Kept(TokenCommand):
+        def _start(self) -> subprocess.Popen[bytes]:
+            self.process = super()._start()
+            return self.process
+
+    def refuse(_group: int, _number: int) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    source = Kept("sleep 20", {"PATH": os.environ["PATH"]})
+    monkeypatch.setattr(os, "killpg", refuse)
+    try:
+        with pytest.raises(ServiceUnavailable, match="doesn't answer"):
+            source.read(0.1)
+        assert source.process.poll() is None
+        assert source.process.stdout is not None
+        assert source.process.stdout.closed
+    finally:
+        source.process.kill()
+        source.process.wait()
 
 
 def test_a_child_left_behind_does_not_hold_the_answer_back() -> None:
