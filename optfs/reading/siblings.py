@@ -47,9 +47,14 @@ class Walk:
             if known is not None:
                 if known == info:
                     continue
-                self.positions.pop((known.provider, known.key), None)
+                self._forget(known, at)
             self.files[at] = info
             self.positions[info.provider, info.key] = at
+
+    def _forget(self, info: ObjectInfo, at: int) -> None:
+        name = (info.provider, info.key)
+        if self.positions.get(name) == at:  # else it has moved: a file before it was deleted or added
+            del self.positions[name]
 
     def advance(self, position: int) -> None:
         """Count a file that continues the walk."""
@@ -63,7 +68,7 @@ class Walk:
             gone = self.files.pop(old, None)
             self.read.discard(old)
             if gone is not None:
-                self.positions.pop((gone.provider, gone.key), None)
+                self._forget(gone, old)
         self.furthest = max(self.furthest, position)
         self.issued = max(self.issued, position + 1)
 

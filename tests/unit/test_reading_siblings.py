@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 import pytest
 
-from optfs.reading.siblings import WIDEST, Walks
+from optfs.reading.siblings import WIDEST, Walk, Walks
 from optfs.values import MiB, ObjectInfo
 from tests.support.reading import info
 
@@ -118,6 +118,27 @@ def test_reading_a_file_again_fetches_nothing() -> None:
     assert reader.read(5) == []
     assert reader.read(9) == []
     assert reader.read(10) != []
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("abcdef", "bcdef"),
+        ("abcdef", "abdef"),
+        ("abcdef", "af"),
+        ("abcdef", "abxcdef"),
+        ("abcdef", "xbcye"),
+        ("abcdef", "fedcba"),
+        ("abcdef", ""),
+    ],
+)
+def test_files_ahead_that_moved_are_known_at_their_new_places(before: str, after: str) -> None:
+    """As others among them were deleted, added or replaced."""
+    walk = Walk({}, {}, set())
+    walk.learn(0, [info(name, MiB) for name in before])
+    walk.learn(0, [info(name, MiB) for name in after])
+    assert {name: walk.positions["aws", name] for name in after} == {name: at for at, name in enumerate(after, 1)}
+    assert {walk.files[at].key: at for at in walk.positions.values()} == {name: at for (_, name), at in walk.positions.items()}
 
 
 def test_random_opens_fetch_nothing() -> None:
