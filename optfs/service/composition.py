@@ -101,7 +101,7 @@ class Mount:
         floor = FreeFloor(config.cache_min_free.size, config.cache_min_free.fraction)
         self._cache = open_cache(config.cache_dir, limit=config.cache_size, min_free=floor, backlog=share)
         self._pools: dict[Provider, WorkerPool] = {provider: WorkerPool(f"fetch-{provider}", THREADS) for provider in stores}
-        self._lists = WorkerPool("list", THREADS)
+        self._lists = WorkerPool("list", THREADS, reserve=0)  # has nothing but listings ahead of need
         self._looks = WorkerPool("look", LOOK_THREADS)
         self.catalog = Catalog(stores, pool=self._lists, listing_ttl=config.listing_ttl, timeout=config.timeout)
         block_cache = None if self._cache is None else _by_origin(self._cache, config)
