@@ -8,7 +8,7 @@ from collections.abc import Mapping
 
 from optfs.credentials.protocol import CredentialSource, GcpCredential
 from optfs.errors import AccessDenied, AccessError, InvalidResponse, OptfsError, ServiceError, ServiceUnavailable
-from optfs.stores.entries import is_possible
+from optfs.stores.entries import check_page
 from optfs.stores.ranges import check_range, gone, looks_like_html, retry_after
 from optfs.stores.rejection import RejectedCredential
 from optfs.values import AccountRoot, Deadline, ListPage, ObjectInfo
@@ -47,17 +47,11 @@ def check_read(status: int, headers: Mapping[str, str], info: ObjectInfo, start:
 
 
 def check_prefix(page: ListPage, prefix: str) -> ListPage:
-    """Return the page; InvalidResponse where it holds another object than one below `prefix`, or what can't be."""
+    """Return the page; raises as `entries.check_page` does, also where names are no text."""
     try:
-        below = all(info.key.startswith(prefix) for info in page.objects)
-        possible = all(map(is_possible, page.objects))
+        return check_page(page, prefix, "Google Cloud Storage")
     except (AttributeError, TypeError) as error:
         raise no_listing(error) from error
-    if not below:
-        raise InvalidResponse("Google Cloud Storage listed other objects than asked for")
-    if not possible:
-        raise InvalidResponse("Google Cloud Storage sent a listing with impossible entries")
-    return page
 
 
 def check_members(answer: Mapping[str, object]) -> None:

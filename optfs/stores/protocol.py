@@ -23,6 +23,8 @@ class Store(Protocol):
     def list_page(self, prefix: str, *, delimiter: str | None, continuation: str | None, deadline: Deadline) -> ListPage:
         """Return one page (up to 1000 entries) of the objects below `prefix`, which is a whole key prefix within `root.prefix`.
 
+        All keys and common prefixes in it begin with `prefix`.
+
         Raises:
             AccessError, CredentialRejected, AccessDenied, ServiceError, ServiceUnavailable, InvalidResponse, DeadlineExceeded: see
                 `optfs.errors`.

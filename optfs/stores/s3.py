@@ -19,10 +19,11 @@ from urllib3.response import BaseHTTPResponse
 from optfs.credentials.protocol import AwsCredential, CredentialSource
 from optfs.errors import OptfsError
 from optfs.stores.counters import StoreCounters
+from optfs.stores.entries import check_page
 from optfs.stores.protocol import Progress
 from optfs.stores.ranges import range_header
 from optfs.stores.s3_answers import check_read, failure
-from optfs.stores.s3_listing import PAGE_LIMIT, check_prefix, parse_listing
+from optfs.stores.s3_listing import PAGE_LIMIT, parse_listing
 from optfs.stores.s3_requests import PAGE_KEYS, Signer, address, current_credential
 from optfs.stores.transport import Transport
 from optfs.values import AccountRoot, Deadline, ListPage, ObjectInfo, encode_name
@@ -82,7 +83,7 @@ class S3Store:
         response = self._transport.get("list", target, self._signer.signed(self._base + target, {}, credential), deadline)
         if response.status != 200:
             raise self._failure(response, credential, deadline, None)
-        return check_prefix(parse_listing(self._transport.body(response, PAGE_LIMIT, deadline)), prefix)
+        return check_page(parse_listing(self._transport.body(response, PAGE_LIMIT, deadline)), prefix, "S3")
 
     def read_into(self, info: ObjectInfo, start: int, buffer: memoryview, progress: Progress, deadline: Deadline) -> None:
         """Fill `buffer`; see `Store`."""

@@ -14,7 +14,6 @@ from urllib.parse import unquote_plus
 from xml.etree import ElementTree
 
 from optfs.errors import InvalidResponse
-from optfs.stores.entries import is_possible
 from optfs.values import ListPage, MiB, ObjectInfo
 
 PAGE_LIMIT = 32 * MiB  # a page of 1000 keys of 1024 bytes, each byte as %XX, is below 4 MiB
@@ -94,15 +93,6 @@ def _continuation(truncated: bool, token: str | None) -> str | None:
     if truncated and not token:
         raise InvalidResponse("S3 sent a part of a listing and no way to get the rest")
     return token if truncated else None
-
-
-def check_prefix(page: ListPage, prefix: str) -> ListPage:
-    """Return the page; InvalidResponse where it holds another key than one below `prefix`, or what can't be."""
-    if not all(info.key.startswith(prefix) for info in page.objects):
-        raise InvalidResponse("S3 listed other keys than asked for")
-    if not all(map(is_possible, page.objects)):
-        raise InvalidResponse("S3 sent a listing with impossible entries")
-    return page
 
 
 def _object(item: ElementTree.Element, ns: str, encoded: bool) -> ObjectInfo:

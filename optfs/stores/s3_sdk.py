@@ -31,13 +31,14 @@ from botocore.parsers import ResponseParserError
 from optfs.credentials.protocol import AwsCredential, CredentialSource
 from optfs.errors import OptfsError, ServiceError
 from optfs.stores.counters import StoreCounters
+from optfs.stores.entries import check_page
 from optfs.stores.exchange import Exchange, Exchanges, Read, receive, unasked
 from optfs.stores.network import find_proxy, safe_server, server, tls_context
 from optfs.stores.protocol import Progress
 from optfs.stores.ranges import range_header
 from optfs.stores.receiver import Receiver
 from optfs.stores.s3_answers import check_read, failure
-from optfs.stores.s3_listing import PAGE_LIMIT, check_listing, check_prefix, from_parsed, incomplete, no_listing
+from optfs.stores.s3_listing import PAGE_LIMIT, check_listing, from_parsed, incomplete, no_listing
 from optfs.stores.s3_requests import PAGE_KEYS, REGION, Signer, address, current_credential
 from optfs.stores.transport import CONNECTIONS
 from optfs.values import AccountRoot, Deadline, ListPage, ObjectInfo
@@ -97,7 +98,7 @@ class S3SdkStore:
                 parsed = self._client.list_objects_v2(Bucket=self._root.bucket, **asked)
             except ValueError as error:
                 raise incomplete(error) from error
-        return check_prefix(from_parsed(parsed), prefix)
+        return check_page(from_parsed(parsed), prefix, "S3")
 
     def read_into(self, info: ObjectInfo, start: int, buffer: memoryview, progress: Progress, deadline: Deadline) -> None:
         """Fill `buffer`; see `Store`."""

@@ -188,7 +188,6 @@ class Built:
         exists: whether the store showed anything at all below the unit's prefix.
         objects: how many files.
         left_out: keys (or common prefixes) that no file system can show.
-        foreign: keys outside the prefix that was asked for.
 
     """
 
@@ -196,7 +195,6 @@ class Built:
     exists: bool
     objects: int
     left_out: list[str] = field(default_factory=list)
-    foreign: list[str] = field(default_factory=list)
 
 
 def build_subtree(path: str, mtime: float, prefix: str, objects: Iterable[ObjectInfo], old: Mapping[str, File]) -> Built:
@@ -214,9 +212,6 @@ def build_subtree(path: str, mtime: float, prefix: str, objects: Iterable[Object
     below: dict[str, dict[str, Node]] = {"": {}}
     bad_heads: set[str] = set()
     for info in objects:
-        if not info.key.startswith(prefix):
-            built.foreign.append(info.key)
-            continue
         built.exists = True
         rest = info.key[len(prefix) :]
         if not rest:  # the marker of the unit itself
@@ -257,9 +252,6 @@ def build_level(path: str, mtime: float, prefix: str, page: ListPage, old: Mappi
     built = Built(Folder(path, mtime, ()), exists=False, objects=0)
     names: dict[str, Node] = {}
     for info in page.objects:
-        if not info.key.startswith(prefix):
-            built.foreign.append(info.key)
-            continue
         built.exists = True
         name = info.key[len(prefix) :]
         if not name:
@@ -269,9 +261,6 @@ def build_level(path: str, mtime: float, prefix: str, page: ListPage, old: Mappi
         else:
             built.left_out.append(info.key)
     for common in page.prefixes:
-        if not common.startswith(prefix) or not common.endswith("/"):
-            built.foreign.append(common)
-            continue
         built.exists = True
         name = common[len(prefix) : -1]
         if layout.valid_name(name):
@@ -297,7 +286,6 @@ def unite_levels(levels: Sequence[Built]) -> Built:
         exists=any(built.exists for built in levels),
         objects=sum(1 for node in names.values() if isinstance(node, File)),
         left_out=[key for built in levels for key in built.left_out],
-        foreign=[key for built in levels for key in built.foreign],
     )
 
 

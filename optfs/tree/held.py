@@ -406,21 +406,15 @@ class HeldListings:
 
     def _warn(self, listing: Listing | None) -> None:
         """Name what a listing leaves out, once a key."""
-        if listing is None or not (listing.left_out or listing.foreign):
-            return
-        for keys, text in (
-            (listing.left_out, "no file system can hold the name of %a: it isn't shown"),
-            (listing.foreign[:1], "the service listed %a, which lies outside of what was asked: ignored"),
-        ):
-            for key in keys:
-                with self._lock:
-                    if key in self._warned or len(self._warned) >= MAX_WARNINGS:
-                        continue
-                    self._warned.add(key)
-                    last = len(self._warned) == MAX_WARNINGS
-                logger.warning(text, key)
-                if last:
-                    logger.warning("further names that aren't shown aren't logged either")
+        for key in () if listing is None else listing.left_out:
+            with self._lock:
+                if key in self._warned or len(self._warned) >= MAX_WARNINGS:
+                    continue
+                self._warned.add(key)
+                last = len(self._warned) == MAX_WARNINGS
+            logger.warning("no file system can hold the name of %a: it isn't shown", key)
+            if last:
+                logger.warning("further names that aren't shown aren't logged either")
 
 
 def _wait(done: threading.Event, deadline: Deadline) -> bool:

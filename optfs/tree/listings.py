@@ -45,7 +45,6 @@ class Listing:
         asked_at: when the first request began, by the monotonic clock.
         took: seconds from then until it was made.
         left_out: keys that no file system can show.
-        foreign: keys that the store gave though they weren't asked for.
         providers: stores that were asked for it, or for the former one where they refused.
         refused: stores that refused it, and with which words; what they were last seen to hold is in it.
 
@@ -61,7 +60,6 @@ class Listing:
     asked_at: float
     took: float
     left_out: Sequence[str]
-    foreign: Sequence[str]
     dates: tuple[str, ...]
     providers: tuple[Provider, ...]
     refused: Mapping[Provider, str]
@@ -117,7 +115,6 @@ class Lister:
             asked_at=asked_at,
             took=deadline.clock() - asked_at,
             left_out=built.left_out,
-            foreign=built.foreign,
             dates=layout.dates_among(node.name for node in folder.nodes or () if isinstance(node, Folder)) if layout.is_type(unit) else (),
             providers=tuple(providers),
             refused=refused,

@@ -29,7 +29,6 @@ class MemoryStore:
         self.asked: list[tuple[str, str | None]] = []
         self.error: OptfsError | None = None
         self.gate: Callable[[str], None] | None = None
-        self.extra: list[ObjectInfo] = []
         self.lock = threading.Lock()
         for key in keys:
             self.put(key)
@@ -64,7 +63,6 @@ class MemoryStore:
             entry = prefix + head + found if delimiter and found else info
             if not entries or entries[-1] != entry:
                 entries.append(entry)
-        entries += self.extra
         start = int(continuation or 0)
         page = entries[start : start + self.page_size]
         return ListPage(

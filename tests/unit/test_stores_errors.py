@@ -225,6 +225,9 @@ def items(**changes: object) -> bytes:
     return json.dumps({"items": [{name: value for name, value in (item | changes).items() if value is not None}]}).encode()
 
 
+OUTSIDE = ["v1/account_id=9/", "p/", PREFIX + "a"]
+"""What is no common prefix below the account's."""
+
 NO_LISTINGS: list[tuple[Provider, bytes]] = [
     ("aws", b""),
     ("aws", b"<html></html>"),
@@ -253,6 +256,8 @@ NO_LISTINGS: list[tuple[Provider, bytes]] = [
     *[("gcp", body) for body in (b"", b"[]", b"null", b"<html>", b'{"items": 5}', b'{"items": ["a"]}')],
     *[("gcp", items(**{name: None})) for name in ("name", "size", "updated", "generation")],
     ("gcp", items(name=5)),
+    *[("aws", page(f"<CommonPrefixes><Prefix>{name}</Prefix></CommonPrefixes>")) for name in OUTSIDE],
+    *[("gcp", json.dumps({"prefixes": [name]}).encode()) for name in OUTSIDE],
     *[("gcp", items(**{name: "x"})) for name in ("name", "size", "updated", "generation")],
 ]
 
@@ -278,10 +283,11 @@ def test_what_listings_tell_is_the_same_by_every_carrier() -> None:
         (page("<EncodingType>url</EncodingType>" + entry(PREFIX.replace("=", "%3D") + "x+y%2Bz%253A%E9")), PREFIX + "x y+z%3A\udce9"),
         (page(entry(PREFIX + "a+b%3A")), PREFIX + "a+b%3A"),
     ):
+        prefix = f"<CommonPrefixes><Prefix>{PREFIX}p/</Prefix></CommonPrefixes>".encode()
         more = b"<IsTruncated>true</IsTruncated><NextContinuationToken>t/+=</NextContinuationToken></ListBucketResult>"
-        answer = Answer(200, body.replace(b"</ListBucketResult>", b"<CommonPrefixes><Prefix>p/</Prefix></CommonPrefixes>" + more))
+        answer = Answer(200, body.replace(b"</ListBucketResult>", prefix + more))
         for carrier in CARRIERS:
             with demo_ground("aws", carrier) as ground:
                 ground.services.faults.add(Fault(lambda _: True, answer, 1))
                 found = ground.raw.list_page(PREFIX, delimiter=None, continuation=None, deadline=deadline())
-            assert found == ListPage((ObjectInfo(key, 5, 1793491201.5, "abc-2", "aws"),), ("p/",), "t/+=")
+            assert found == ListPage((ObjectInfo(key, 5, 1793491201.5, "abc-2", "aws"),), (PREFIX + "p/",), "t/+=")

@@ -141,16 +141,6 @@ def test_warnings_are_bounded(caplog: pytest.LogCaptureFixture) -> None:
     assert len(caplog.records) == MAX_WARNINGS + 1
 
 
-def test_keys_outside_of_what_was_asked_are_ignored_with_one_warning(caplog: pytest.LogCaptureFixture) -> None:
-    """A broken answer can't put anything elsewhere in the tree."""
-    store = MemoryStore(keys=[f"{DAY}/a"])
-    store.extra = [ObjectInfo(key, 1, 1.0, "v", "gcp") for key in ("v1/account_id=999/secret", f"{PREFIX}type=events/x", "")]
-    rig = Rig([store])
-    with caplog.at_level(logging.WARNING, "optfs"):
-        assert rig.names(DAY) == ["a"]
-    assert any("v1/account_id=999/secret" in record.getMessage() for record in caplog.records)
-
-
 @pytest.mark.parametrize("pages", [1, 2, 7])
 def test_a_listing_whose_pages_repeat_without_end_fails(pages: int) -> None:
     """Rather than filling the memory; they may repeat by turns."""
