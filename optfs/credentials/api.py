@@ -151,7 +151,7 @@ class ApiClient:
         asked_at = self._wall_clock()
         body = self._exchange("/export/credentials/gcp", {})
         credential = GcpCredential(token=_text(body, "token"), expires_at=asked_at + LIFETIME)
-        return Grant(self._root("gcp", _text(body, "uri"), "gs"), credential)
+        return Grant(self._root("gcp", _text(body, "uri"), "gs"), credential, announced=False)
 
     def close(self) -> None:
         """End a request that is under way, and refuse further ones."""

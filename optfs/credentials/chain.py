@@ -68,7 +68,7 @@ def fetch_aws(root: AccountRoot) -> Grant:
     # botocore has no public name for the expiry; without it the credential is taken to live `LIFETIME` seconds.
     expiry = getattr(found, "_expiry_time", None)
     expires_at = expiry.timestamp() if isinstance(expiry, datetime.datetime) else None
-    return Grant(root, AwsCredential(keys.access_key, keys.secret_key, keys.token, expires_at))
+    return Grant(root, AwsCredential(keys.access_key, keys.secret_key, keys.token, expires_at), announced=expires_at is not None)
 
 
 def fetch_gcp(root: AccountRoot) -> Grant:
@@ -95,7 +95,7 @@ def fetch_gcp(root: AccountRoot) -> Grant:
         ) from error
     # google-auth keeps the expiry as UTC without saying so.
     expires_at = None if found.expiry is None else found.expiry.replace(tzinfo=datetime.UTC).timestamp()
-    return Grant(root, GcpCredential(found.token, expires_at))
+    return Grant(root, GcpCredential(found.token, expires_at), announced=expires_at is not None)
 
 
 def _line(error: Exception) -> str:

@@ -23,7 +23,7 @@ class GcpCredential:
 
     token: str = field(repr=False)
     expires_at: float | None
-    """Seconds since the epoch. The API tells none: an hour from the start of the request is taken."""
+    """Seconds since the epoch; None: never."""
 
 
 Credential = AwsCredential | GcpCredential
@@ -31,10 +31,17 @@ Credential = AwsCredential | GcpCredential
 
 @dataclass(frozen=True, slots=True)
 class Grant:
-    """What the Authentication API (or a provider's own chain) gave: a credential and where the data lies."""
+    """What the Authentication API (or a provider's own chain) gave: a credential and where the data lies.
+
+    Attributes:
+        announced: whether the credential's expiry was told; else it is guessed. The API tells none for GCS: an hour from the start of the
+            request is taken.
+
+    """
 
     root: AccountRoot
     credential: Credential
+    announced: bool = True
 
 
 class CredentialSource(Protocol):

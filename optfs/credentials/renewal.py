@@ -24,7 +24,7 @@ import random
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from optfs.credentials import schedule
 from optfs.credentials.protocol import Credential, Grant
@@ -325,14 +325,14 @@ class RenewingSource:
         elsewhere = self._grant is not None and grant.root != self._grant.root
         if self._grant is not None and elsewhere:
             # The folders shown belong to the first answer; another bucket in the middle would be a tree of another account.
-            grant = Grant(self._grant.root, grant.credential)
+            grant = replace(grant, root=self._grant.root)
             if not self._elsewhere:
                 logger.warning("the Authentication API names another bucket than before; staying with the first")
         elif self._elsewhere:
             logger.info("the Authentication API names the first bucket again")
         seconds = schedule.lifetime(grant.credential.expires_at, self._wall_clock(), self._requested)
         guess = self._guess
-        if grant.credential.expires_at is None or self._provider == "gcp":  # guessed: neither GCS nor static keys announce it
+        if not grant.announced:
             if not forced:
                 guess = guess.lived()
             seconds = min(seconds, guess.bound)

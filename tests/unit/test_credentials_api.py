@@ -89,6 +89,7 @@ def test_gcp_token_expires_an_hour_after_the_request() -> None:
         grant = client(server.url).fetch_gcp()
         assert grant.root == AccountRoot("123", "gcp", "optimizely-e3-123", "v1/account_id=123/")
         assert grant.credential == GcpCredential("gcp-secret", NOW + 3600)
+        assert not grant.announced
         assert server.seen[0].target == "/v2/export/credentials/gcp"
 
 

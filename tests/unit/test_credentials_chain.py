@@ -2,6 +2,7 @@
 
 import json
 import logging
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -9,8 +10,9 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 
 from optfs.credentials.api import documented_root
-from optfs.credentials.chain import AwsSource, GoogleSource
+from optfs.credentials.chain import LIFETIME, AwsSource, GoogleSource, fetch_gcp
 from optfs.credentials.protocol import AwsCredential, GcpCredential
+from optfs.credentials.renewal import RenewingSource
 from optfs.errors import AccessError, ConfigError, ServiceUnavailable
 from tests.support.api_stand_in import StandIn, answer
 
@@ -118,6 +120,29 @@ def test_a_google_service_account(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
             fresh = source.reject(credential, 30.0)
             assert isinstance(fresh, GcpCredential)
             assert fresh.token == "token-2"
+        finally:
+            source.close(30.0)
+
+
+@pytest.mark.parametrize(("announced", "token"), [(1800, "token-2"), (None, "token-3")])
+def test_a_rejected_google_token_shortens_guessed_lives_only(
+    announced: int | None, token: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An announced expiry is believed, though the token before was revoked at a tenth of it."""
+    now = 1000.0
+    more = {} if announced is None else {"expires_in": announced}
+    with StandIn(*(answer(200, {"access_token": f"token-{number}", **more}) for number in range(1, 5))) as server:
+        monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(service_account(tmp_path, server.url)))
+        source = RenewingSource("gcp", partial(fetch_gcp, GCP), requested=LIFETIME, clock=lambda: now)
+        source.start()
+        try:
+            first = source.current(0.0)
+            now += 180
+            source.accept(source.reject(first, 30.0))
+            now += 400
+            found = source.current(30.0)
+            assert isinstance(found, GcpCredential)
+            assert found.token == token
         finally:
             source.close(30.0)
 

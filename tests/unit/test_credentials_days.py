@@ -68,7 +68,7 @@ class Simulation:
         self.granted.append(self.now)
         number = len(self.granted)
         if self.provider == "gcp":
-            return Grant(ROOT, GcpCredential(f"secret-{number}", asked_wall + HOUR))
+            return Grant(ROOT, GcpCredential(f"secret-{number}", asked_wall + HOUR), announced=False)
         return Grant(ROOT, AwsCredential(f"key-{number}", "secret", "session", asked_wall + HOUR))
 
     def _wait(self, _: threading.Condition, seconds: float) -> None:
