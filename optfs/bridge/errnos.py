@@ -3,7 +3,8 @@
 Rules: this is the only place that turns an exception into an errno (the table is in `optfs.errors`). Names that don't exist and the like
 are everyday answers and aren't logged, nor are programs that are killed as they wait. A failing service is logged when that state begins,
 and again after `QUIET` seconds without such a failure: a program that reads on asks thousands of times. An exception outside the tree is a
-defect: EIO, and its traceback is logged once.
+defect: EIO, and its traceback is logged once; so is an OSError, whose number tells of something else than the operation. Want of memory is
+ENOMEM.
 
 Lock order: `_lock` is a leaf; nothing is logged under it.
 """
@@ -56,6 +57,9 @@ _ERRNOS: tuple[tuple[type[Exception], int], ...] = (
 )
 
 
+_UNREPORTED = (PathError, Abandoned, MemoryError)  # a report would take memory
+
+
 def errno_of(error: BaseException) -> int:
     """Return the errno for an exception; EIO for one that nobody expected."""
     for kind, number in _ERRNOS:
@@ -75,7 +79,7 @@ class ErrorReporter:
 
     def errno(self, error: BaseException) -> int:
         """Return the errno, and log the cause where it is news."""
-        if not isinstance(error, PathError | Abandoned):
+        if not isinstance(error, _UNREPORTED):
             self._report(error)
         return errno_of(error)
 

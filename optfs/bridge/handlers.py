@@ -23,6 +23,7 @@ from optfs.bridge.callers import Caller, killed
 from optfs.bridge.errnos import ErrorReporter
 from optfs.bridge.kernel_cache import KernelCache
 from optfs.bridge.structs import StatLayout, writable
+from optfs.errors import VersionGone
 from optfs.filesystem import BLOCK_SIZE, NAME_MAX, Attributes, FileSystem
 from optfs.values import decode_name, encode_name
 
@@ -99,10 +100,6 @@ class Handlers:
         def guarded(*arguments: int) -> int:
             try:
                 return handler(*arguments) or 0
-            except MemoryError:  # not reported: that takes memory
-                return -errno.ENOMEM
-            except OSError as error:  # raised here with the errno that is meant
-                return -(error.errno or errno.EIO)
             except BaseException as error:  # noqa: BLE001 - nothing may reach C, where it would be lost
                 return -self.core.reporter.errno(error)
 
@@ -161,7 +158,8 @@ class Handlers:
         views = core.filesystem.read(handle, offset, size)
         length = sum(map(len, views))
         if length < size and core.kernel.torn(handle):
-            raise OSError(errno.ESTALE, "")  # the kernel would fill up with zeros to the newer version's size
+            # The kernel would fill up with zeros to the newer version's size.
+            raise VersionGone("an open file was replaced by a longer one, so that its own end can't be told; open it again")
         return views, length
 
     def release(self, _path: int, info: int) -> int:

@@ -1,8 +1,7 @@
-"""The bridge without a mount: errnos, what the kernel's caches may hold, the table of mounts, and the checks before a mount."""
+"""The bridge without a mount: what the kernel's caches may hold, the table of mounts, and the checks before a mount."""
 
 import ctypes
 import errno
-import logging
 import os
 import stat
 import sys
@@ -16,7 +15,7 @@ import pytest
 
 from optfs import errors
 from optfs.bridge import bindings, callers, kernel_cache, mounting, mounts
-from optfs.bridge.errnos import ErrorReporter, errno_of
+from optfs.bridge.errnos import ErrorReporter
 from optfs.bridge.handlers import REFUSED, Core, Handlers
 from optfs.bridge.kernel_cache import KernelCache
 from optfs.bridge.structs import StatLayout
@@ -38,26 +37,6 @@ class _Stat(ctypes.Structure):
     )
 
 
-ERRNOS = [
-    (errors.NotFound, errno.ENOENT),
-    (errors.NotAFolder, errno.ENOTDIR),
-    (errors.IsAFolder, errno.EISDIR),
-    (errors.NotALink, errno.EINVAL),
-    (errors.NoAttribute, errno.ENODATA),
-    (errors.NotSupported, errno.ENOTSUP),
-    (errors.ReadOnly, errno.EROFS),
-    (errors.TokenRefused, errno.EACCES),
-    (errors.CredentialRejected, errno.EACCES),
-    (errors.AccessDenied, errno.EACCES),
-    (errors.ServiceUnavailable, errno.EIO),
-    (errors.InvalidResponse, errno.EIO),
-    (errors.OutOfMemory, errno.ENOMEM),
-    (errors.DeadlineExceeded, errno.ETIMEDOUT),
-    (errors.VersionGone, errno.ESTALE),
-    (errors.Abandoned, errno.EINTR),
-]
-
-
 class Clock:
     """Moved by hand."""
 
@@ -67,38 +46,6 @@ class Clock:
     def __call__(self) -> float:
         """Return the time that the test set."""
         return self.now
-
-
-@pytest.mark.parametrize(("kind", "number"), ERRNOS, ids=lambda value: getattr(value, "__name__", str(value)))
-def test_each_error_has_its_errno(kind: type[errors.OptfsError], number: int) -> None:
-    """The table of `optfs.errors`."""
-    assert errno_of(kind("message")) == number
-
-
-def test_a_failing_service_is_logged_when_it_begins_and_again_after_quiet(caplog: pytest.LogCaptureFixture) -> None:
-    """Not once a request."""
-    clock = Clock()
-    reporter = ErrorReporter(clock)
-    with caplog.at_level(logging.WARNING, "optfs"):
-        for clock.now in (0.0, 1.0, 50.0, 100.0):
-            assert reporter.errno(errors.ServiceUnavailable("down", detail="request 7")) == errno.EIO
-        assert [record.getMessage() for record in caplog.records] == ["down [request 7]"]
-        clock.now = 200.0
-        reporter.errno(errors.ServiceUnavailable("down"))
-        reporter.errno(errors.AccessDenied("no"))
-        reporter.errno(errors.NotFound("everyday"))
-    assert [record.getMessage() for record in caplog.records][1:] == ["down", "no"]
-
-
-@pytest.mark.log_errors
-def test_a_defect_is_eio_and_logged_once_with_its_traceback(caplog: pytest.LogCaptureFixture) -> None:
-    """However often it happens."""
-    reporter = ErrorReporter(lambda: 0.0)
-    for _ in range(3):
-        with pytest.raises(KeyError) as defect:
-            raise KeyError("defect")
-        assert reporter.errno(defect.value) == errno.EIO
-    assert [bool(record.exc_info) for record in caplog.records if record.levelno == logging.ERROR] == [True]
 
 
 STATUS = "Name:\tcat\nSigPnd:\t{:016x}\nShdPnd:\t{:016x}\nSigBlk:\tffffffffffffffff\n"
@@ -126,17 +73,19 @@ def test_every_changing_handler_answers_erofs() -> None:
     assert {"write", "utimens", "truncate", "unlink"} <= functions.keys()
 
 
+@pytest.mark.log_errors
 @pytest.mark.parametrize(
     ("error", "number"),
     [
         (MemoryError(), errno.ENOMEM),
-        (OSError(errno.ESTALE, "old"), errno.ESTALE),
-        (OSError("?"), errno.EIO),
+        (errors.VersionGone("old"), errno.ESTALE),
+        (OSError(errno.ENOSPC, "a defect"), errno.EIO),
+        (SystemExit(), errno.EIO),
         (errors.NotALink("no"), errno.EINVAL),
     ],
     ids=lambda value: type(value).__name__,
 )
-def test_what_a_handler_raises_is_a_negative_errno_to_c(error: Exception, number: int) -> None:
+def test_what_a_handler_raises_is_a_negative_errno_to_c(error: BaseException, number: int) -> None:
     """Nothing gets past it."""
 
     def target(_path: str) -> str:
@@ -497,3 +446,15 @@ def test_an_open_that_finds_no_memory_is_closed_again(lacking: str, monkeypatch:
             handlers.open(ctypes.addressof(path), ctypes.addressof(info))
     assert closed == [7]
     assert not handlers.core.kernel.opened("/f", "2", 10, 8).direct_io
+
+
+def test_a_read_that_ends_where_the_kernel_knows_a_longer_version_fails() -> None:
+    """The kernel would fill up with zeros to the newer version's size."""
+    handlers = _handlers(SimpleNamespace(read=lambda _handle, _offset, size: [memoryview(b"0123456789")[:size]]))
+    handlers.core.kernel.opened("/f", "1", 10, 7)
+    info = _Info(fh=7)
+    assert handlers.bytes_of(20, 0, ctypes.addressof(info))[1] == 10
+    handlers.core.kernel.told("/f", "2", 15, lambda: 0)
+    assert handlers.bytes_of(10, 0, ctypes.addressof(info))[1] == 10
+    with pytest.raises(errors.VersionGone):
+        handlers.bytes_of(20, 0, ctypes.addressof(info))
