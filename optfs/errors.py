@@ -24,8 +24,7 @@
         ├── IsAFolder               EISDIR
         ├── NotALink                EINVAL
         ├── NoAttribute             ENODATA: no such extended attribute
-        ├── NotSupported            ENOTSUP: an extended attribute outside `user.`
-        └── ReadOnly                EROFS
+        └── NotSupported            ENOTSUP: an extended attribute outside `user.`
 
 Rules: a message is one line for a user and says what to do where something can be done; it never holds a secret. `detail` is for the log
 (a request id, a `uuid`, the cause). Only `bridge.errnos` turns an exception into an errno and only `cli` into an exit code. An exception that
@@ -146,10 +145,6 @@ class NoAttribute(PathError):
 
 class NotSupported(PathError):
     """Extended attributes outside the `user.` namespace don't exist here."""
-
-
-class ReadOnly(PathError):
-    """Nothing can be changed."""
 
 
 Error = TypeVar("Error", bound=OptfsError)

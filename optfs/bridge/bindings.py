@@ -101,12 +101,6 @@ def load(binding: Binding) -> Any:
     return module.serve
 
 
-def version(binding: Binding) -> tuple[int, int]:
-    """Return the version of the binding's library; call after `load`."""
-    found: tuple[int, int] = importlib.import_module(f"optfs.bridge.{binding}").VERSION
-    return found
-
-
 def _look(binding: Binding) -> Availability:
     library = _library(binding)
     if library is None:

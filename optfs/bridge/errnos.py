@@ -27,7 +27,6 @@ from optfs.errors import (
     OptfsError,
     OutOfMemory,
     PathError,
-    ReadOnly,
     ServiceError,
     VersionGone,
 )
@@ -45,7 +44,6 @@ _ERRNOS: tuple[tuple[type[Exception], int], ...] = (
     (NotALink, errno.EINVAL),
     (NoAttribute, errno.ENODATA),
     (NotSupported, errno.ENOTSUP),
-    (ReadOnly, errno.EROFS),
     (PathError, errno.EINVAL),
     (AccessError, errno.EACCES),
     (Abandoned, errno.EINTR),

@@ -12,8 +12,6 @@ import fuse
 from optfs.bridge import callbacks
 from optfs.bridge.handlers import Core, Handlers, join
 
-VERSION = (2, 9)
-
 MAX_BACKGROUND = 256
 """Requests of the kernel's readahead under way at once, of 128 KiB; the kernel's own 12 leave a network's bandwidth unused.
 

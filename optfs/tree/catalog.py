@@ -95,11 +95,10 @@ class Catalog:
             node = listing.folder
         return tuple([(child.name, child) for child in node.nodes or ()])
 
-    def following(self, after: ObjectInfo | str, count: int) -> list[ObjectInfo]:
+    def following(self, after: ObjectInfo, count: int) -> list[ObjectInfo]:
         """Return up to `count` files that a walk meets after that file, among listings that are held: the folder's, the day's, the next days'.
 
-        Asks nothing; returns fewer where no more is known. `after` is a file, or its path.
-
+        Asks nothing; returns fewer where no more is known.
         """
         parts = self._parts_of(after)
         if parts is None or count <= 0:
@@ -212,13 +211,10 @@ class Catalog:
     def _unit_of(self, folder: Folder) -> str:
         return folder.path[len(self._account.path) + 1 :] + "/" if folder is not self._account else ""
 
-    def _parts_of(self, after: ObjectInfo | str) -> list[str] | None:
+    def _parts_of(self, info: ObjectInfo) -> list[str] | None:
         """Return a file's path below the account, or None where it isn't one."""
-        if isinstance(after, ObjectInfo):
-            prefix = self._prefixes.get(after.provider)
-            return None if prefix is None or not after.key.startswith(prefix) else after.key[len(prefix) :].split("/")
-        parts = layout.split_path(after)
-        return parts[1:] if len(parts) > 1 and parts[0] == self._listings.account else None
+        prefix = self._prefixes.get(info.provider)
+        return None if prefix is None or not info.key.startswith(prefix) else info.key[len(prefix) :].split("/")
 
     def _next_date(self, unit: str) -> Listing | None:
         """Return the held listing of the date after a date."""

@@ -15,7 +15,6 @@ ERRNOS = [
     (errors.NotALink, errno.EINVAL),
     (errors.NoAttribute, errno.ENODATA),
     (errors.NotSupported, errno.ENOTSUP),
-    (errors.ReadOnly, errno.EROFS),
     (errors.TokenRefused, errno.EACCES),
     (errors.CredentialRejected, errno.EACCES),
     (errors.AccessDenied, errno.EACCES),
