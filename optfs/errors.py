@@ -5,6 +5,7 @@
     OptfsError
     ├── ConfigError                 wrong usage or configuration             mount exits with 2
     ├── MountError                  FUSE is missing or refuses                mount exits with 5
+    │   └── MountBusy               a program uses the mount that is to be taken away
     ├── AccessError                 EACCES                                    mount exits with 3
     │   ├── NoExport                the account has no export on a provider
     │   ├── TokenRefused            the Authentication API refused the personal access token
@@ -56,6 +57,10 @@ class ConfigError(OptfsError):
 
 class MountError(OptfsError):
     """FUSE is missing, or refuses the mount."""
+
+
+class MountBusy(MountError):
+    """A mount can't be taken away, since a program uses it."""
 
 
 class AccessError(OptfsError):

@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from optfs.errors import MountError
+from optfs.errors import MountBusy, MountError
 
 FSTYPE = "fuse.optfs"
 
@@ -136,7 +136,8 @@ def unmount(mountpoint: str | os.PathLike[str], *, lazy: bool = False) -> None:
     """Unmount; `lazy` takes a mount out of sight that is in use, and lets it end with its last user.
 
     Raises:
-        MountError: in use, not permitted, not mounted; the message has the helper's own words.
+        MountBusy: in use.
+        MountError: not permitted, not mounted; the message has the helper's own words.
 
     """
     path = resolve(mountpoint)
@@ -155,9 +156,10 @@ def unmount(mountpoint: str | os.PathLike[str], *, lazy: bool = False) -> None:
             raise MountError(f"{path} can't be unmounted: {command[0]} can't be started: {error.strerror}") from error
         if done.returncode == 0:
             return
-        reason = done.stderr.decode("utf-8", "replace").strip().replace("\n", "; ") or f"{command[0]} failed"
-        if "busy" in reason:
-            break
+        lines = done.stderr.decode("utf-8", "replace").strip().splitlines()
+        reason = "; ".join(lines) or f"{command[0]} failed"
+        if any(line.rstrip(".").endswith("busy") for line in lines):  # no helper has an exit code for it
+            raise MountBusy(f"{path} can't be unmounted: {reason}")
     raise MountError(f"{path} can't be unmounted: {reason}")
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import click
 
 from optfs.cli.points import point
-from optfs.errors import MountError
+from optfs.errors import MountBusy
 from optfs.units import parse_duration_within
 
 _duration = parse_duration_within(0, 86400, "0 to 24h")
@@ -31,11 +31,11 @@ def command(mountpoint: Path, lazy: bool, timeout: float) -> None:
 
     try:
         line = running.unmount(mountpoint, lazy=lazy, timeout=timeout)
-    except MountError as error:
-        if lazy or not error.message.rstrip(".").endswith("busy"):
+    except MountBusy as error:
+        if lazy:
             raise
         quoted = shlex.quote(str(mountpoint))
-        raise MountError(
+        raise MountBusy(
             f"{error.message}; see who uses it: fuser -vm {quoted}, or unmount it all the same: optfs umount --lazy {quoted}"
         ) from None
     if line is not None:

@@ -235,7 +235,8 @@ def unmount(mountpoint: Path, *, lazy: bool, timeout: float) -> str | None:
 
     Raises:
         ConfigError: nothing is mounted there.
-        MountError: it is in use.
+        MountBusy: it is in use.
+        MountError: it can't be unmounted.
 
     """
     path = Path(mounts.resolve(mountpoint))
@@ -247,5 +248,5 @@ def unmount(mountpoint: Path, *, lazy: bool, timeout: float) -> str | None:
     mounts.unmount(path, lazy=lazy)
     pid = answer.get("pid") if answer else None
     if isinstance(pid, int) and not end_of(pid, min(timeout, LAZY_LIMIT) if lazy else timeout):
-        return f"{path} is unmounted; its process {pid} ends when the last file is closed"
+        return f"{path} is unmounted; its process {pid} " + ("ends when the last file is closed" if lazy else "hasn't ended yet")
     return None

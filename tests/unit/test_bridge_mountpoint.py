@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from optfs.bridge import mounting, mounts
-from optfs.errors import ConfigError, MountError
+from optfs.errors import ConfigError, MountBusy, MountError
 
 
 def refusal(path: Path) -> str:
@@ -60,3 +60,26 @@ def test_below_a_dead_mount_the_dead_mount_is_named(ours: bool, command: str, tm
     with pytest.raises(MountError) as failed:
         mounting.check_mountpoint(str(dead / "sub" / "deep"))
     assert failed.value.message == f"{dead} is left over from a mount whose process has ended; unmount it: {command} {dead}"
+
+
+@pytest.mark.parametrize(
+    ("said", "kind"),
+    [
+        ("fusermount3: failed to unmount {}: Device or resource busy", MountBusy),
+        ("umount: {}: target is busy.\n        (fuser(1) tells by whom.)", MountBusy),
+        ("fusermount3: entry for {} not found in /etc/mtab", MountError),
+        ("fusermount3: failed to unmount {}: Operation not permitted", MountError),
+    ],
+)
+def test_a_mount_in_use_is_told_from_other_failures(
+    said: str, kind: type[MountError], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the helper's last words, not by a name among them."""
+    path = tmp_path / "busy"
+    for helper in ("fusermount3", "fusermount", "umount"):
+        (tmp_path / helper).write_text(f"#!/bin/sh\necho '{said.format(path)}' >&2\nexit 1\n")
+        (tmp_path / helper).chmod(0o700)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    with pytest.raises(MountError, match="can't be unmounted: ") as failed:
+        mounts.unmount(path)
+    assert type(failed.value) is kind

@@ -17,7 +17,17 @@ from optfs.cli import LOGGING, arranged, main
 from optfs.cli.mount import source_and_point
 from optfs.cli.status import lines, size, span
 from optfs.config import SETTINGS, Config
-from optfs.errors import AccessDenied, ConfigError, DeadlineExceeded, MountError, NoExport, NotFound, ServiceUnavailable, TokenRefused
+from optfs.errors import (
+    AccessDenied,
+    ConfigError,
+    DeadlineExceeded,
+    MountBusy,
+    MountError,
+    NoExport,
+    NotFound,
+    ServiceUnavailable,
+    TokenRefused,
+)
 from optfs.service import checks, logs, running, survey
 
 
@@ -340,6 +350,32 @@ def test_what_names_the_file_of_settings_is_in_the_help(capsys: pytest.CaptureFi
     assert main(["mount", "--help"]) == 0
     shown = " ".join(capsys.readouterr().out.split())
     assert "OPTFS_CONFIG, -o config=FILE" in shown
+
+
+@pytest.mark.parametrize(("lazy", "how"), [([], "hasn't ended yet"), (["--lazy"], "ends when the last file is closed")])
+def test_umount_tells_of_a_process_that_is_still_there(
+    lazy: list[str], how: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only lazily is a mount taken away that may be in use."""
+    monkeypatch.setattr(mounts, "recover_stale", lambda _: False)
+    monkeypatch.setattr(mounts, "find", lambda path: mounts.Mount(str(path), mounts.FSTYPE, "optfs#1", "0:1"))
+    monkeypatch.setattr(mounts, "unmount", lambda *_, **__: None)
+    monkeypatch.setattr(running, "ask_mount", lambda _: {"pid": 7})
+    monkeypatch.setattr(running, "end_of", lambda _pid, _timeout: False)
+    assert main(["umount", *lazy, "/mnt"]) == 0
+    assert capsys.readouterr().out == f"/mnt is unmounted; its process 7 {how}\n"
+
+
+@pytest.mark.parametrize(("error", "advised"), [(MountBusy("in use"), True), (MountError("not permitted, busy"), False)])
+def test_umount_of_a_mount_in_use_says_what_to_do(
+    error: MountError, advised: bool, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_arguments: object, **_options: object) -> None:
+        raise error
+
+    monkeypatch.setattr(running, "unmount", refuse)
+    assert main(["umount", "/mnt"]) == 5
+    assert ("fuser -vm /mnt" in capsys.readouterr().err) is advised
 
 
 def test_umount_says_nothing_when_all_is_done(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
