@@ -3,7 +3,7 @@
 `threading.Thread.start` waits without limit for the new thread to say that it runs. One that finds no memory for its first frames ends before
 that; CPython only prints "Exception ignored in thread started by". Whoever started it waited for ever, with all who need what it holds. So
 threads that fetch, look into the cache, list or ask the API are started by the call below `threading`, and waited for no longer than `BEGINS`.
-Those of the metrics and of the control socket aren't.
+All others aren't: they begin with the mount, or answer `--metrics`, or belong to another command, and no file operation waits for their start.
 
 Lock: `_lock` is a leaf.
 """

@@ -89,7 +89,7 @@ class CatalogStatistics:
 
 
 class _Flight:
-    """One listing under way. `listing` and `error` are set, one of them, before `done` is. `outdated` is guarded by the catalog's lock."""
+    """One listing under way. `listing` and `error` are set, one of them, before `done` is. `outdated` is guarded by `HeldListings`' lock."""
 
     __slots__ = ("done", "error", "listing", "outdated")
 
@@ -102,7 +102,7 @@ class _Flight:
 
 @dataclass(slots=True)
 class _Held:
-    """A listing that is held. Guarded by the catalog's lock.
+    """A listing that is held. Guarded by `HeldListings`' lock.
 
     Attributes:
         tried_at: when its refresh last failed or was last left to the background, by the monotonic clock.

@@ -6,7 +6,7 @@ Rules for two stores, while the export moves from S3 to GCS:
   (`Listing.owners`), so that what only one holds is asked of that one.
 - A date comes from exactly one store, so that nothing is counted twice: from the one that has completed it (`_SUCCESS`), GCS before S3
   where that doesn't decide. S3 isn't even asked for a date that GCS has completed.
-- A store that fails makes the whole unit fail: half a tree would look like a whole one. `Catalog` then shows the former listing.
+- A store that fails makes the whole unit fail: half a tree would look like a whole one. `HeldListings` then shows the former listing.
 - A store that refuses us contributes to a level what it was last seen to hold, so that what is new on the other one appears: S3 will refuse
   everybody one day. For a level that was never seen, and for dates, the rule above holds.
 
