@@ -1,6 +1,6 @@
 """Open files: what a read needs of memory, block cache and store, and what is fetched before it is asked for.
 
-Algorithm of a read: the policy (`readahead.Sequence`) says whether it belongs to a stream. Each block that the read touches is taken from memory,
+Algorithm of a read: the policy (`readahead.AccessPattern`) says whether it belongs to a stream. Each block that the read touches is taken from memory,
 else joined if it is on its way, else demanded: whole, if the file is small or a stream covers it; in the pieces that are touched
 otherwise, adjacent missing ones by one request. All demands of a read are made before the first is waited for. Then what is ahead of the
 stream, and at a file's first read what is ahead of the walk (`siblings.Walks`), is queued, and last the read waits for its own bytes, each as
@@ -33,8 +33,7 @@ from optfs.reading.blocks import Blocks
 from optfs.reading.counters import Counters
 from optfs.reading.fetcher import Fetcher, Gone
 from optfs.reading.fetches import Fetch, Ident, Part, Ticket
-from optfs.reading.readahead import BLOCK, PIECE, Shares
-from optfs.reading.readahead import Sequence as ReadSequence
+from optfs.reading.readahead import BLOCK, PIECE, AccessPattern, Shares
 from optfs.reading.siblings import Walks
 from optfs.stores.protocol import Store
 from optfs.values import Clock, Deadline, ObjectInfo, Provider, never
@@ -163,7 +162,7 @@ class OpenFile:
         self._walked = False
         self._lock = threading.Lock()
         # Guarded by _lock: all below.
-        self._sequence = ReadSequence(info.size, files.block)
+        self._sequence = AccessPattern(info.size, files.block)
         self._passed = 0  # the stream's blocks before this one were given up
         self._tickets: deque[Ticket] = deque()  # of fetches ahead, to be cancelled at the end
 

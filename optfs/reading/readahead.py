@@ -37,7 +37,7 @@ LONGEST_SINGLE = MiB
 Random reads of 256 KiB, which arrive as two of 128 KiB, fetched 18 times what was read when two adjacent requests made a stream."""
 
 
-class Sequence:
+class AccessPattern:
     """The reads of one open file. Not locked: the caller lets one thread in at a time.
 
     Attributes:

@@ -6,14 +6,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from optfs.reading.readahead import BLOCK, GROWTH, PIECE, Sequence, Shares
+from optfs.reading.readahead import BLOCK, GROWTH, PIECE, AccessPattern, Shares
 from optfs.values import KiB, MiB
 
 SIZE = 1024 * MiB
 WIDE = 128 * MiB
 
 
-def noted(sequence: Sequence, reads: list[tuple[int, int]]) -> list[bool]:
+def noted(sequence: AccessPattern, reads: list[tuple[int, int]]) -> list[bool]:
     """Take in reads (offset, length) and return what each was taken for."""
     return [sequence.note(offset, offset + length) for offset, length in reads]
 
@@ -25,7 +25,7 @@ def requests(step: int, count: int, origin: int = 0) -> list[tuple[int, int]]:
 
 def test_first_read_at_the_beginning_presumes_a_stream_and_fetches_one_block_ahead() -> None:
     """A program that reads from the start most often goes on."""
-    sequence = Sequence(SIZE)
+    sequence = AccessPattern(SIZE)
     assert sequence.note(0, 128 * KiB)
     assert sequence.by_block(0)
     assert list(sequence.ahead(WIDE)) == [(BLOCK, BLOCK)]
@@ -33,7 +33,7 @@ def test_first_read_at_the_beginning_presumes_a_stream_and_fetches_one_block_ahe
 
 def test_first_read_elsewhere_is_random_and_fetches_nothing_ahead() -> None:
     """A footer is read for itself."""
-    sequence = Sequence(SIZE)
+    sequence = AccessPattern(SIZE)
     assert not sequence.note(SIZE - 64 * KiB, SIZE)
     assert not sequence.by_block(SIZE - BLOCK)
     assert list(sequence.ahead(WIDE)) == []
@@ -42,7 +42,7 @@ def test_first_read_elsewhere_is_random_and_fetches_nothing_ahead() -> None:
 @pytest.mark.parametrize("step", [128 * KiB, MiB])
 def test_window_grows_with_what_was_consumed_up_to_the_cap(step: int) -> None:
     """It is eight times the run, so wide after a few requests, and never beyond the cap."""
-    sequence = Sequence(SIZE)
+    sequence = AccessPattern(SIZE)
     for offset, length in requests(step, 64 * MiB // step):
         assert sequence.note(offset, offset + length)
         list(sequence.ahead(WIDE))
@@ -58,7 +58,7 @@ def test_a_stream_is_recognised_though_requests_overtake_one_another(seed: int, 
     randomness = random.Random(seed)
     reads = requests(step, 60)
     order = sorted(range(len(reads)), key=lambda at: at + randomness.uniform(0, 4))
-    sequence = Sequence(SIZE)
+    sequence = AccessPattern(SIZE)
     results = noted(sequence, [reads[0], *(reads[at] for at in order if at)])
     assert all(results)
     assert sequence.frontier == 60 * step
@@ -67,7 +67,7 @@ def test_a_stream_is_recognised_though_requests_overtake_one_another(seed: int, 
 @given(st.permutations(range(40)), st.sampled_from([9 * MiB, 23 * MiB]))
 def test_random_reads_fetch_nothing_ahead(order: list[int], stride: int) -> None:
     """Reads without contiguity never become a stream."""
-    sequence = Sequence(SIZE)
+    sequence = AccessPattern(SIZE)
     results = noted(sequence, [(MiB + at * stride, 128 * KiB) for at in order])
     assert not any(results)
     assert not sequence.streaming
@@ -76,7 +76,7 @@ def test_random_reads_fetch_nothing_ahead(order: list[int], stride: int) -> None
 @pytest.mark.parametrize("stride", [256 * KiB, MiB, 5 * MiB, 33 * MiB])
 def test_strides_are_random_even_from_the_beginning(stride: int) -> None:
     """A stream presumed at offset 0 ends after a few strides."""
-    sequence = Sequence(SIZE)
+    sequence = AccessPattern(SIZE)
     noted(sequence, [(at * stride, 128 * KiB) for at in range(20)])
     assert not sequence.streaming
 
@@ -84,13 +84,13 @@ def test_strides_are_random_even_from_the_beginning(stride: int) -> None:
 @pytest.mark.parametrize("step", [128 * KiB, MiB])
 def test_backward_reads_are_random(step: int) -> None:
     """Each read ends where the one before began: that is no stream."""
-    sequence = Sequence(SIZE)
+    sequence = AccessPattern(SIZE)
     assert not any(noted(sequence, requests(step, 40, 100 * MiB)[::-1]))
 
 
 def test_contiguity_elsewhere_becomes_a_stream_from_there_on() -> None:
     """The rest of the block comes as a run of pieces, blocks after that; what lies before isn't fetched."""
-    sequence = Sequence(SIZE)
+    sequence = AccessPattern(SIZE)
     start = 101 * MiB
     assert noted(sequence, [(start, MiB), (start + MiB, MiB)]) == [False, True]
     assert not sequence.by_block(100 * MiB)
@@ -100,7 +100,7 @@ def test_contiguity_elsewhere_becomes_a_stream_from_there_on() -> None:
 
 def test_a_stream_survives_reads_elsewhere_and_ends_after_many() -> None:
     """A player that looks at an index goes on; a program that left doesn't keep a window."""
-    sequence = Sequence(SIZE)
+    sequence = AccessPattern(SIZE)
     noted(sequence, requests(MiB, 8))
     assert not sequence.note(900 * MiB, 900 * MiB + 1)
     assert sequence.note(8 * MiB, 9 * MiB)
@@ -110,7 +110,7 @@ def test_a_stream_survives_reads_elsewhere_and_ends_after_many() -> None:
 
 def test_interleaved_streams_find_back_to_their_own_lengths() -> None:
     """Two readers on one handle, one after the other: neither starts anew at each turn."""
-    sequence = Sequence(SIZE)
+    sequence = AccessPattern(SIZE)
     for at in range(10):
         noted(sequence, [(at * MiB, MiB), ((500 + at) * MiB, MiB)])
     assert sequence.frontier - sequence.origin == 10 * MiB
@@ -119,7 +119,7 @@ def test_interleaved_streams_find_back_to_their_own_lengths() -> None:
 @pytest.mark.parametrize("length", [256 * KiB, 512 * KiB, MiB])
 def test_one_read_in_adjacent_requests_is_no_stream(length: int) -> None:
     """The kernel splits a random read of up to a MiB into requests of 128 KiB: nothing is fetched ahead of those."""
-    sequence = Sequence(SIZE)
+    sequence = AccessPattern(SIZE)
     dice = random.Random(length)
     for _ in range(100):
         offset = dice.randrange(1, SIZE // length // 2 - 1) * 2 * length  # never next to another
@@ -130,7 +130,7 @@ def test_one_read_in_adjacent_requests_is_no_stream(length: int) -> None:
 @given(st.lists(st.tuples(st.integers(0, SIZE - 1), st.integers(1, 2 * MiB)), max_size=60), st.sampled_from([2 * BLOCK, WIDE]))
 def test_what_is_fetched_ahead_is_aligned_within_the_file_and_each_once(reads: list[tuple[int, int]], cap: int) -> None:
     """Ranges are blocks, or runs of pieces within one block, and end where the file does."""
-    sequence = Sequence(SIZE - 5)
+    sequence = AccessPattern(SIZE - 5)
     for offset, length in reads:
         sequence.note(min(offset, SIZE - 6), min(offset + length, SIZE - 5))
         before = -1
