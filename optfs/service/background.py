@@ -30,7 +30,7 @@ Work = Callable[[Announce], int]
 """Serves; calls its argument when the mount is usable; returns the exit code."""
 
 WARNINGS = 10  # shown at most; the log has all
-ENDING = (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)  # SIGINT raises KeyboardInterrupt already
+LEAVING = (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)  # SIGINT raises KeyboardInterrupt already
 GRACE = 5.0  # seconds between asking a child to end and ending it
 
 
@@ -88,7 +88,7 @@ def _ended_by_signals() -> Iterator[Collection[int]]:
     def leave(number: int, _frame: object) -> NoReturn:
         raise SystemExit(128 + number)
 
-    before = {number: signal.signal(number, leave) for number in ENDING if signal.getsignal(number) is signal.SIG_DFL}
+    before = {number: signal.signal(number, leave) for number in LEAVING if signal.getsignal(number) is signal.SIG_DFL}
     try:
         yield before.keys()
     finally:

@@ -1,4 +1,7 @@
-"""What a page of a listing must be before it is believed, the same for all stores. Pure."""
+"""What a page of a listing must be before it is believed, and how it tells times, the same for all stores. Pure."""
+
+from datetime import UTC, datetime
+from functools import lru_cache
 
 from optfs.errors import InvalidResponse
 from optfs.values import ListPage, ObjectInfo
@@ -27,3 +30,20 @@ def _is_possible(info: ObjectInfo) -> bool:
     """Return whether an object may be so: its size and time can be told, and its version can be asked for in a header."""
     version = info.version
     return info.size in _SIZES and -_TIMES < info.mtime < _TIMES and version != "" and version.isascii() and version.isprintable()
+
+
+def parse_time(text: str) -> float:
+    """Return seconds since the epoch of a time as stores write it: `2026-11-01T00:00:00[.000]Z`, in UTC.
+
+    Raises:
+        ValueError: it isn't one.
+
+    """
+    if len(text) < 20 or text[10] != "T" or text[-1] != "Z":
+        raise ValueError(f"not a time: {text[:40]!r}")
+    return _midnight(text[:10]) + int(text[11:13]) * 3600 + int(text[14:16]) * 60 + float(text[17:-1])
+
+
+@lru_cache(maxsize=4096)  # a listing repeats few days; a few years' fit
+def _midnight(day: str) -> float:
+    return datetime.fromisoformat(day).replace(tzinfo=UTC).timestamp()

@@ -21,10 +21,10 @@ from urllib3.response import BaseHTTPResponse
 from optfs.credentials.protocol import CredentialSource, GcpCredential
 from optfs.errors import OptfsError
 from optfs.stores.counters import StoreCounters
+from optfs.stores.entries import parse_time
 from optfs.stores.gcs_answers import check_members, check_prefix, check_read, current_credential, failure, no_listing
 from optfs.stores.protocol import Progress
 from optfs.stores.ranges import range_header
-from optfs.stores.s3_listing import parse_time
 from optfs.stores.transport import Transport
 from optfs.values import AccountRoot, Deadline, ListPage, MiB, ObjectInfo, encode_name
 

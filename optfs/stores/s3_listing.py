@@ -7,13 +7,12 @@ reference: with `encoding-type=url` keys and prefixes are encoded as in a form (
 
 import io
 from collections.abc import Mapping
-from datetime import UTC, datetime
-from functools import lru_cache
 from typing import Any
 from urllib.parse import unquote_plus
 from xml.etree import ElementTree
 
 from optfs.errors import InvalidResponse
+from optfs.stores.entries import parse_time
 from optfs.values import ListPage, MiB, ObjectInfo
 
 PAGE_LIMIT = 32 * MiB  # a page of 1000 keys of 1024 bytes, each byte as %XX, is below 4 MiB
@@ -112,20 +111,3 @@ def _name(text: str | None, encoded: bool) -> str:
     if encoded and ("%" in text or "+" in text):
         return unquote_plus(text, errors="surrogateescape")
     return text
-
-
-def parse_time(text: str) -> float:
-    """Return seconds since the epoch of a time as stores write it: `2026-11-01T00:00:00[.000]Z`, in UTC.
-
-    Raises:
-        ValueError: it isn't one.
-
-    """
-    if len(text) < 20 or text[10] != "T" or text[-1] != "Z":
-        raise ValueError(f"not a time: {text[:40]!r}")
-    return _midnight(text[:10]) + int(text[11:13]) * 3600 + int(text[14:16]) * 60 + float(text[17:-1])
-
-
-@lru_cache(maxsize=4096)  # a listing repeats few days; a few years' fit
-def _midnight(day: str) -> float:
-    return datetime.fromisoformat(day).replace(tzinfo=UTC).timestamp()

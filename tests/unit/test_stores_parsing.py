@@ -8,8 +8,9 @@ import pytest
 
 from optfs.errors import InvalidResponse, OptfsError, VersionGone
 from optfs.stores import gcs
+from optfs.stores.entries import parse_time
 from optfs.stores.ranges import check_range, gone, looks_like_html, range_header, retry_after
-from optfs.stores.s3_listing import parse_listing, parse_time
+from optfs.stores.s3_listing import parse_listing
 from optfs.values import ObjectInfo
 
 NS = 'xmlns="http://s3.amazonaws.com/doc/2006-03-01/"'
