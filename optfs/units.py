@@ -23,10 +23,14 @@ Parser = Callable[[str], Any]
 
 @dataclass(frozen=True, slots=True)
 class FreeFloor:
-    """Free space that the cache leaves on its disk: `size` bytes, and `fraction` (0…1) of the file system. One of the two is 0."""
+    """How much of a file system stays free: the larger of `size` bytes and `fraction` (0 … 1) of the whole."""
 
-    size: int
-    fraction: float
+    size: int = 0
+    fraction: float = 0.0
+
+    def of(self, total: int) -> int:
+        """Return the floor, bytes, on a file system of `total` bytes."""
+        return max(self.size, int(self.fraction * total))
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,14 +116,14 @@ def parse_memory(text: str) -> int:
 def parse_floor(text: str) -> FreeFloor:
     """Return a floor of free space: `5%`, `2GiB`."""
     if not text.strip().endswith("%"):
-        return FreeFloor(parse_size(text), 0.0)
+        return FreeFloor(size=parse_size(text))
     try:
         percent = float(text.strip()[:-1])
     except ValueError:
         raise ValueError("is no part of the disk; write 5% or 2GiB") from None
     if not 0 <= percent <= 100:
         raise ValueError("is out of range; it must be 0% to 100%")
-    return FreeFloor(0, percent / 100)
+    return FreeFloor(fraction=percent / 100)
 
 
 def parse_choice(*choices: str) -> Parser:

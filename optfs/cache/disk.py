@@ -28,8 +28,8 @@ from optfs.cache.folder import Folder, read_block, read_range
 from optfs.cache.handover import Handover
 from optfs.cache.health import Health
 from optfs.cache.protocol import BlockKey
-from optfs.cache.room import FreeFloor
 from optfs.cache.writer import Limits, Writer
+from optfs.units import FreeFloor
 from optfs.values import Clock, MiB, ObjectInfo
 
 logger = logging.getLogger(__name__)

@@ -6,8 +6,6 @@ written; so none of them passes the limit or the floor, not even for a moment. T
 its journal (`_JOURNAL` at most) may go below it, as what other programs write may.
 """
 
-from dataclasses import dataclass
-
 from optfs.values import KiB, MiB
 
 _UNIT = 4 * KiB  # the allocation unit of ext4, xfs and btrfs as they come
@@ -15,18 +13,6 @@ _ENTRY = 128  # a name of up to 72 bytes in a folder whose blocks are half full
 _FIXED = 32 * _UNIT  # the folder, its shards, CACHEDIR.TAG, an index's first pages
 _ROW = 1 * KiB  # what one new row may add to the index: the row and three index entries, pages split in two
 _JOURNAL = 4 * MiB  # a transaction's rollback journal: never more pages than the index has, nor than the batches here touch
-
-
-@dataclass(frozen=True, slots=True)
-class FreeFloor:
-    """How much of the file system stays free: the larger of `size` bytes and `fraction` (0 … 1) of the whole."""
-
-    size: int = 0
-    fraction: float = 0.0
-
-    def of(self, total: int) -> int:
-        """Return the floor, bytes, on a file system of `total` bytes."""
-        return max(self.size, int(self.fraction * total))
 
 
 def charge(file_length: int) -> int:

@@ -30,6 +30,7 @@ from optfs.cache.index import BlockIndex, open_index
 from optfs.cache.maintenance import adopt, sweep_shard
 from optfs.cache.protocol import BlockKey
 from optfs.errors import ConfigError
+from optfs.units import FreeFloor
 
 logger = logging.getLogger(__name__)
 
@@ -52,7 +53,7 @@ class Limits:
     """
 
     size: int
-    min_free: room.FreeFloor
+    min_free: FreeFloor
     statvfs: Callable[[Folder], tuple[int, int]] | None = None
 
 

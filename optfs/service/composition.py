@@ -20,7 +20,6 @@ from optfs.cache.disk import BACKLOG, CacheStats, open_cache
 from optfs.cache.folder import open_folder
 from optfs.cache.origin import OriginCache
 from optfs.cache.protocol import BlockCache
-from optfs.cache.room import FreeFloor
 from optfs.config import Config
 from optfs.errors import ConfigError, OptfsError
 from optfs.filesystem import FileSystem, Owner, Totals
@@ -98,8 +97,7 @@ class Mount:
         self.account = connected[0].store.root.account
         stores: dict[Provider, Store] = {each.provider: RetryingStore(each.store, each.source, each.counters) for each in connected}
         share = min(BACKLOG, config.memory // 8)
-        floor = FreeFloor(config.cache_min_free.size, config.cache_min_free.fraction)
-        self._cache = open_cache(config.cache_dir, limit=config.cache_size, min_free=floor, backlog=share)
+        self._cache = open_cache(config.cache_dir, limit=config.cache_size, min_free=config.cache_min_free, backlog=share)
         self._pools: dict[Provider, WorkerPool] = {provider: WorkerPool(f"fetch-{provider}", THREADS) for provider in stores}
         self._lists = WorkerPool("list", THREADS, reserve=0)  # has nothing but listings ahead of need
         self._looks = WorkerPool("look", LOOK_THREADS)

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 from optfs.cache.disk import DiskCache
-from optfs.cache.room import FreeFloor
+from optfs.units import FreeFloor
 from tests.support.caches import block_key, content
 
 

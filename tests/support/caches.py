@@ -12,7 +12,7 @@ from optfs.cache.blockfile import block_name, parse_name
 from optfs.cache.disk import BACKLOG, DiskCache
 from optfs.cache.folder import BLOCKS, Folder
 from optfs.cache.protocol import BlockKey
-from optfs.cache.room import FreeFloor
+from optfs.units import FreeFloor
 from optfs.values import KiB, MiB
 
 WAIT = 30.0

@@ -8,13 +8,13 @@ from pathlib import Path
 
 from optfs.cache.disk import DiskCache
 from optfs.cache.folder import BLOCKS, TEMPORARY
-from optfs.cache.room import FreeFloor
 from optfs.demo.objects import Bucket, Version
 from optfs.errors import VersionGone
 from optfs.filesystem import FileSystem, Owner
 from optfs.reading.files import Files
 from optfs.stores.protocol import Progress
 from optfs.tree.catalog import Catalog
+from optfs.units import FreeFloor
 from optfs.values import AccountRoot, Deadline, ListPage, MiB, ObjectInfo, Provider
 from optfs.workers import Job, Priority, WorkerPool
 from tests.support.caches import WAIT, HandClock, make_cache

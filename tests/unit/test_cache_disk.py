@@ -14,7 +14,7 @@ from optfs.cache.blockfile import GRAIN
 from optfs.cache.folder import BLOCKS, Folder
 from optfs.cache.health import RETRY, Health
 from optfs.cache.protocol import BlockKey
-from optfs.cache.room import FreeFloor
+from optfs.units import FreeFloor
 from optfs.values import KiB, MiB, ObjectInfo
 from tests.support.caches import BLOCK, URI, WAIT, HandClock, block_key, content, disk_usage, file_of, fill, held, make_cache
 

@@ -2,7 +2,8 @@
 
 import pytest
 
-from optfs.cache.room import FreeFloor, charge, overhead, to_evict
+from optfs.cache.room import charge, overhead, to_evict
+from optfs.units import FreeFloor
 
 
 @pytest.mark.parametrize(
