@@ -56,7 +56,7 @@ class Config:
 
     provider: ProviderChoice
     token_file: Path | None
-    token_command: str | None
+    token_command: tuple[str, ...] | None
     account: str | None
     api_url: str
     s3_endpoint_url: str | None

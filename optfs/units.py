@@ -165,8 +165,8 @@ def absolute(path: Path) -> Path:
         raise ValueError("begins in the current folder, which was removed; go to another, or write the whole path") from None
 
 
-def parse_command(text: str) -> str:
-    """Return a command in shell's words, its program made absolute where it is a path."""
+def parse_command(text: str) -> tuple[str, ...]:
+    """Return a command's words, split as a shell would; its program is made absolute where it is a path."""
     try:
         words = shlex.split(text)
     except ValueError as error:
@@ -175,13 +175,18 @@ def parse_command(text: str) -> str:
         raise ValueError("is empty")
     if "/" in words[0]:
         words[0] = str(parse_path(words[0]))
-    return shlex.join(words)
+    return tuple(words)
+
+
+def is_account(text: str) -> bool:
+    """Return whether a text may be an account id."""
+    return _ACCOUNT.fullmatch(text) is not None
 
 
 def parse_account(text: str) -> str:
     """Return an account id."""
-    if _ACCOUNT.fullmatch(text.strip()) is None:
-        raise ValueError("is no account id")
+    if not is_account(text.strip()):
+        raise ValueError("is no account id, such as 123456789")
     return text.strip()
 
 

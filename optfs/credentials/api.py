@@ -28,7 +28,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 from typing import Any
-from urllib.parse import SplitResult, urlsplit
+from urllib.parse import urlsplit
 
 import requests
 import requests.auth
@@ -39,7 +39,7 @@ from optfs.credentials.protocol import AwsCredential, GcpCredential, Grant
 from optfs.credentials.watch import Watch
 from optfs.errors import AccessError, ConfigError, InvalidResponse, NoExport, OptfsError, ServiceError, ServiceUnavailable, TokenRefused
 from optfs.headers import parse_retry_after
-from optfs.units import is_loopback
+from optfs.units import is_account, parse_url
 from optfs.values import AccountRoot, Clock, Deadline, KiB, Provider
 
 logger = logging.getLogger(__name__)
@@ -61,7 +61,6 @@ FIRST_PAUSE = 0.4
 LONGEST_ASKED = 2.0
 """Seconds that `Retry-After` may ask for and get while readers wait: all goes on within 5 s of the cause being gone."""
 
-_ACCOUNT = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _BUCKET = re.compile(r"[a-z0-9][a-z0-9._-]{1,220}[a-z0-9]")
 
 Pause = Callable[[float], bool]
@@ -110,8 +109,11 @@ class ApiClient:
             ConfigError: the URL isn't https, nor http on loopback.
 
         """
-        parts = _checked_url(base_url)
-        self._base = base_url.rstrip("/")
+        try:
+            self._base = parse_url(base_url)
+        except ValueError as error:
+            raise ConfigError(f"--api-url {error}") from None
+        parts = urlsplit(self._base)
         self._host = parts.hostname or ""
         self._loopback = parts.scheme == "http"
         self._read_token = read_token
@@ -273,25 +275,18 @@ class ApiClient:
         if provider == "gcp" and not path and bucket.startswith(GCP_BUCKET_PREFIX):
             path = ["v1", "account_id=" + bucket.removeprefix(GCP_BUCKET_PREFIX)]
         account = path[-1].removeprefix("account_id=") if path else ""
-        if len(path) != 2 or path[0] != "v1" or not path[1].startswith("account_id=") or not _ACCOUNT.fullmatch(account):
+        if len(path) != 2 or path[0] != "v1" or not path[1].startswith("account_id=") or not is_account(account):
             raise InvalidResponse("the Authentication API's answer doesn't name the account's folder", detail=repr(uri[:200]))
-        documented = AWS_BUCKET if provider == "aws" else GCP_BUCKET_PREFIX + account
-        if bucket != documented:
+        root = documented_root(provider, account)
+        if bucket != root.bucket:
             raise InvalidResponse("the Authentication API's answer names a bucket that is not Optimizely's", detail=repr(uri[:200]))
         if self._account is not None and self._account != account:
             raise AccessError(f"the token is for account {account}, not for {self._account}; check --account")
-        return AccountRoot(account, provider, bucket, f"v1/account_id={account}/")
+        return root
 
 
 def documented_root(provider: Provider, account: str) -> AccountRoot:
-    """Return where an account's data lies, for those who bring their own credentials.
-
-    Raises:
-        ConfigError: that is no account id.
-
-    """
-    if not _ACCOUNT.fullmatch(account):
-        raise ConfigError("--account must be an account's id, such as 123456789")
+    """Return where an account's data lies."""
     bucket = AWS_BUCKET if provider == "aws" else GCP_BUCKET_PREFIX + account
     return AccountRoot(account, provider, bucket, f"v1/account_id={account}/")
 
@@ -299,19 +294,6 @@ def documented_root(provider: Provider, account: str) -> AccountRoot:
 def _sleep(seconds: float) -> bool:
     time.sleep(seconds)
     return False
-
-
-def _checked_url(url: str) -> SplitResult:
-    try:
-        parts = urlsplit(url)
-        usable = parts.scheme in ("https", "http") and bool(parts.hostname) and parts.username is None and parts.port != 0
-    except ValueError:  # a port or an address that is none
-        raise ConfigError("--api-url must be https://HOST/PATH") from None
-    if not usable or parts.query or parts.fragment or not url.isprintable() or " " in url:
-        raise ConfigError("--api-url must be https://HOST/PATH")
-    if parts.scheme == "http" and not is_loopback(parts.hostname or ""):
-        raise ConfigError("--api-url: a token isn't sent unencrypted; use https (http is for this computer alone)")
-    return parts
 
 
 def _duration(seconds: float) -> str:

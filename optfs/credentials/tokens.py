@@ -16,7 +16,7 @@ import stat
 import subprocess
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -98,19 +98,9 @@ class TokenFile:
 class TokenCommand:
     """A command whose standard output is the token."""
 
-    def __init__(self, command: str, environment: Mapping[str, str], *, folder: Path | None = None) -> None:
-        """Take a command line, split as a shell would but run without one, in `folder` (`/` once that is gone), or in the current one.
-
-        Raises:
-            ConfigError: it can't be split.
-
-        """
-        try:
-            self._arguments = shlex.split(command)
-        except ValueError as error:
-            raise ConfigError(f"--token-command can't be understood: {error}") from None
-        if not self._arguments:
-            raise ConfigError("--token-command is empty")
+    def __init__(self, words: Sequence[str], environment: Mapping[str, str], *, folder: Path | None = None) -> None:
+        """Take a command's words, at least one; it is run without a shell, in `folder` (`/` once that is gone), or in the current one."""
+        self._arguments = words
         self._environment = scrubbed_environment(environment)
         self._folder = folder
 
@@ -243,15 +233,10 @@ class TokenVariable:
         return checked(self._value, f"the environment variable {self._name}")
 
 
-def find_token(file: Path | None, command: str | None, environment: Mapping[str, str], *, folder: Path | None = None) -> TokenSource | None:
-    """Return the source that settings and environment name, or None.
-
-    Raises:
-        ConfigError: both a file and a command are given, or the command can't be understood.
-
-    """
-    if file is not None and command is not None:
-        raise ConfigError("--token-file and --token-command exclude one another")
+def find_token(
+    file: Path | None, command: Sequence[str] | None, environment: Mapping[str, str], *, folder: Path | None = None
+) -> TokenSource | None:
+    """Return the source that settings and environment name, or None. Of a file and a command the settings have one at most."""
     if file is not None:
         return TokenFile(file)
     if command is not None:

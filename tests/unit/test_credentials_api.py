@@ -444,10 +444,3 @@ def test_the_token_has_half_of_the_time() -> None:
         ApiClient(server.url, read_token, timeout=3.0).fetch_gcp()
     assert times == [1.5]
     assert server.seen == []
-
-
-@pytest.mark.parametrize("account", ["", "a/b", "..", "1 2"])
-def test_account_ids_that_are_none(account: str) -> None:
-    """They become part of a path."""
-    with pytest.raises(ConfigError, match="--account"):
-        documented_root("aws", account)
