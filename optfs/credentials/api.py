@@ -14,7 +14,7 @@ Rules:
 Facts about the API: Optimizely's documentation of the Experimentation Events Export.
 
 Threads: one at a time fetches (at the start the caller's, then the renewal thread), and has others send; any may close. Lock: `_lock`, a
-leaf, guards `_watch` and `_closed`; it is not held over a request.
+leaf, guards `_watch` and the setting of `_closed`; it is not held over a request.
 """
 
 import datetime
@@ -102,7 +102,7 @@ class ApiClient:
             timeout: seconds for one exchange, all tries together.
             clock: monotonic.
             wall_clock: seconds since the epoch.
-            pause: waits between tries.
+            pause: waits between tries; None: until `close` at most.
             dice: for jitter.
 
         Raises:
@@ -120,14 +120,13 @@ class ApiClient:
         self._account = account
         self._timeout = timeout
         self._clock = clock
+        self._closed = threading.Event()
         self._wall_clock = wall_clock
-        self._pause = pause or _sleep
+        self._pause = pause or self._closed.wait
         self._dice = dice or random.Random()  # noqa: S311 - jitter
         self._granted = False  # used by the thread that fetches
         self._lock = threading.Lock()
-        # Guarded by _lock: both below.
-        self._watch: Watch | None = None
-        self._closed = False
+        self._watch: Watch | None = None  # guarded by _lock; not set any more once _closed is
 
     def fetch_aws(self, duration: float = LIFETIME) -> Grant:
         """Return AWS credentials that live `duration` seconds (900 … 3600), and where the data lies on S3.
@@ -156,9 +155,9 @@ class ApiClient:
         return Grant(self._root("gcp", _text(body, "uri"), "gs"), credential, announced=False)
 
     def close(self) -> None:
-        """End a request that is under way, and refuse further ones."""
+        """End a request or a pause that is under way, and refuse further requests."""
         with self._lock:
-            self._closed = True
+            self._closed.set()
             watch = self._watch
         if watch is not None:
             watch.end()
@@ -203,7 +202,7 @@ class ApiClient:
 
     def _begin(self, watch: Watch) -> None:
         with self._lock:
-            if self._closed:
+            if self._closed.is_set():
                 raise ServiceUnavailable("the mount is ending")
             self._watch = watch
 
@@ -289,11 +288,6 @@ def documented_root(provider: Provider, account: str) -> AccountRoot:
     """Return where an account's data lies."""
     bucket = AWS_BUCKET if provider == "aws" else GCP_BUCKET_PREFIX + account
     return AccountRoot(account, provider, bucket, f"v1/account_id={account}/")
-
-
-def _sleep(seconds: float) -> bool:
-    time.sleep(seconds)
-    return False
 
 
 def _duration(seconds: float) -> str:

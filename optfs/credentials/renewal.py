@@ -92,6 +92,7 @@ class RenewingSource:
         wall_clock: Clock = time.time,
         dice: random.Random | None = None,
         wait: Wait = threading.Condition.wait,
+        on_close: Callable[[], object] = lambda: None,
     ) -> None:
         """Make a source that holds nothing yet; `start` it.
 
@@ -103,6 +104,7 @@ class RenewingSource:
             wall_clock: seconds since the epoch.
             dice: for jitter.
             wait: waits for a condition that is held, so many seconds at most.
+            on_close: ends what `fetch` is at.
 
         """
         self._provider = provider
@@ -112,6 +114,7 @@ class RenewingSource:
         self._wall_clock = wall_clock
         self._dice = dice or random.Random()  # noqa: S311 - jitter
         self._wait = wait
+        self._on_close = on_close
         self._changed = threading.Condition(threading.Lock())
         # Guarded by _changed: all below. Invariant: _term belongs to _grant, and both are None before the first grant only.
         self._grant: Grant | None = None
@@ -154,7 +157,8 @@ class RenewingSource:
         return grant
 
     def close(self, timeout: float = 5.0) -> None:
-        """End the thread; a request under way is left behind after `timeout` seconds."""
+        """End the thread; a request under way that doesn't end is left behind after `timeout` seconds."""
+        self._on_close()
         with self._changed:
             self._closed = True
             self._changed.notify_all()

@@ -199,32 +199,13 @@ def _reader(token: TokenSource, first: str) -> Callable[[float], str]:
 
 
 def _from_token(config: Config, provider: Provider, read_token: Callable[[float], str]) -> Source:
-    closed = threading.Event()
     # Less than --timeout, so that whoever waits for a renewal learns in time that it failed, not only that it took too long.
-    timeout = config.timeout * 0.75
-    client = ApiClient(config.api_url, read_token, account=config.account, timeout=timeout, pause=closed.wait)
+    client = ApiClient(config.api_url, read_token, account=config.account, timeout=config.timeout * 0.75)
     requested = config.credential_duration if provider == "aws" else LIFETIME
     fetch = partial(client.fetch_aws, requested) if provider == "aws" else client.fetch_gcp
-    source = _ClosingSource(provider, fetch, requested=requested)
-
-    def end() -> None:
-        closed.set()
-        client.close()  # a request under way ends
-
-    source.on_close = end
+    source = RenewingSource(provider, fetch, requested=requested, on_close=client.close)
     source.start()
     return source
-
-
-class _ClosingSource(RenewingSource):
-    """A renewing source whose client stops when it is closed."""
-
-    on_close: Callable[[], None] = staticmethod(lambda: None)
-
-    def close(self, timeout: float = 5.0) -> None:
-        """End the thread."""
-        self.on_close()
-        super().close(timeout)
 
 
 def _from_chain(provider: Provider, root: AccountRoot) -> Source:

@@ -5,6 +5,7 @@ import email.utils
 import random
 import socket
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -266,6 +267,39 @@ def test_closing_ends_a_request(slow: Answer) -> None:
         asking.close()
         thread.join(30)
         assert not thread.is_alive()
+    assert isinstance(failures[0], ServiceUnavailable)
+
+
+def test_a_pause_ends_with_the_mount() -> None:
+    """However long the service asked for."""
+    answered, pausing = threading.Event(), threading.Event()
+    failures: list[OptfsError] = []
+
+    def clock() -> float:
+        if answered.is_set():  # asked whether there is time for the pause
+            pausing.set()
+        return time.monotonic()
+
+    def busy(connection: socket.socket, ended: threading.Event) -> None:
+        answered.set()
+        refusal(503, {"Retry-After": "200"})(connection, ended)
+
+    with StandIn(busy, answer(200, GCP_BODY)) as server:
+        asking = ApiClient(server.url, lambda _: TOKEN, timeout=300.0, clock=clock)
+
+        def ask() -> None:
+            try:
+                asking.fetch_gcp()
+            except OptfsError as error:
+                failures.append(error)
+
+        thread = threading.Thread(target=ask, daemon=True)
+        thread.start()
+        assert pausing.wait(30)
+        asking.close()
+        thread.join(30)
+        assert not thread.is_alive()
+        assert len(server.seen) == 1
     assert isinstance(failures[0], ServiceUnavailable)
 
 
