@@ -47,6 +47,10 @@ class FaultyServer:
             self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
         self._thread.join(30)
+        self.disconnect()
+
+    def disconnect(self) -> None:
+        """End all connections."""
         with self._lock:
             connections = list(self._open)
         for connection in connections:

@@ -6,6 +6,7 @@ import ssl
 import struct
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -45,6 +46,16 @@ class Exchange:
         """Send it."""
         connection.sendall(answer(self.body))
         return True
+
+
+@pytest.fixture
+def tls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ssl.SSLContext:
+    """A server's context whose certificate is trusted."""
+    file = certificate(tmp_path)
+    monkeypatch.setenv("AWS_CA_BUNDLE", str(file))
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(file)
+    return context
 
 
 def hang_up(connection: socket.socket, head: bytes) -> bool:
@@ -199,6 +210,7 @@ def test_a_body_that_stalls_close_to_the_deadline_ends_with_it() -> None:
         to.close()
 
 
+@pytest.mark.parametrize("secure", [False, True])
 @pytest.mark.parametrize("came", [PIECE + 100_000, GATHER])
 @pytest.mark.parametrize(
     ("then", "timeout", "seconds", "kind"),
@@ -209,8 +221,8 @@ def test_a_body_that_stalls_close_to_the_deadline_ends_with_it() -> None:
         ("silence", 300.0, 0.5, DeadlineExceeded),
     ],
 )
-def test_a_long_body_that_ends_while_the_kernel_gathers_it(
-    then: str, timeout: float, seconds: float, kind: type[OptfsError], came: int
+def test_a_long_body_that_ends_while_it_is_gathered(
+    then: str, timeout: float, seconds: float, kind: type[OptfsError], came: int, secure: bool, tls: ssl.SSLContext
 ) -> None:
     """All that came is told, and the rest isn't waited for any longer than that of a short one."""
     body = BODY * 2
@@ -233,7 +245,7 @@ def test_a_long_body_that_ends_while_the_kernel_gathers_it(
         if filled == came:
             all_told.set()
 
-    with FaultyServer(exchange) as server:
+    with FaultyServer(exchange, tls=tls if secure else None) as server:
         to = transport(server.url, timeout=timeout)
         until = deadline(seconds)
         with pytest.raises(kind):
@@ -244,7 +256,8 @@ def test_a_long_body_that_ends_while_the_kernel_gathers_it(
         to.close()
 
 
-def test_a_connection_that_gathered_a_body_is_waited_for_as_any_other() -> None:
+@pytest.mark.parametrize("secure", [False, True])
+def test_a_connection_that_gathered_a_body_is_waited_for_as_any_other(secure: bool, tls: ssl.SSLContext) -> None:
     """The socket's own timeout is that of gathering no more."""
     asked: list[bytes] = []
 
@@ -252,12 +265,44 @@ def test_a_connection_that_gathered_a_body_is_waited_for_as_any_other() -> None:
         asked.append(head)
         return Exchange()(connection, head) if len(asked) == 1 else keep_silent(connection, head)
 
-    with FaultyServer(exchange) as server:
+    with FaultyServer(exchange, tls=tls if secure else None) as server:
         to = transport(server.url, timeout=3.0)
         assert fetch(to)[0] == BODY
         with pytest.raises(Stalled):
             fetch(to)
         assert server.connections == 1
+        to.close()
+
+
+def test_bodies_over_tls_come_side_by_side_and_one_that_stalls_holds_up_no_other(tls: ssl.SSLContext) -> None:
+    """Few threads at a time read records, and none of them waits meanwhile. What came before the stall is told at once."""
+    stuck = threading.Event()
+
+    def exchange(connection: socket.socket, head: bytes) -> bool:
+        if b"/stuck" in head:
+            connection.sendall(answer(BODY)[: -len(BODY) + PIECE + 5000])
+            return bool(connection.recv(1))
+        for start in range(0, len(answer(BODY)), 50_000):  # no whole records
+            connection.sendall(answer(BODY)[start : start + 50_000])
+        return True
+
+    def progress(filled: int) -> None:
+        if filled == PIECE + 5000:
+            stuck.set()
+
+    def hold(to: Transport) -> None:
+        until = deadline()
+        with pytest.raises(ServiceUnavailable):
+            to.fill(to.get("get", "/stuck", {}, until), memoryview(bytearray(len(BODY))), progress, until)
+
+    with FaultyServer(exchange, tls=tls) as server, ThreadPoolExecutor(9) as threads:
+        to = transport(server.url, timeout=300.0)
+        held = threads.submit(hold, to)
+        assert stuck.wait(30)
+        assert all(body == BODY for body, _ in threads.map(lambda _: fetch(to), range(32)))
+        assert not held.done()
+        server.disconnect()
+        held.result()
         to.close()
 
 
