@@ -79,6 +79,11 @@ def exit_code(error: OptfsError) -> int:
     return next((code for kind, code in _EXIT_CODES if isinstance(error, kind)), 1)
 
 
+def is_source(word: str) -> bool:
+    """Return whether a word is what fstab has as SOURCE: `optfs`, or an account's id; of what an account may be called, a number alone."""
+    return word in {"optfs", "none"} or word.isdecimal() or word.startswith("optfs#")
+
+
 def arranged(arguments: Sequence[str]) -> list[str]:
     """Return the arguments with the command `mount` in front where they come as mount(8) calls a helper.
 
@@ -88,7 +93,7 @@ def arranged(arguments: Sequence[str]) -> list[str]:
     words = [word for word in arguments[:2] if not word.startswith("-")]
     if not words or words[0] in COMMANDS or words[0] != arguments[0]:
         return list(arguments)
-    source = len(words) == 2 and (words[0] in {"optfs", "none"} or words[0].isdecimal() or words[0].startswith("optfs#"))
+    source = len(words) == 2 and is_source(words[0])
     given = any(word.startswith("-o") for word in arguments) and (len(words) == 2 or words[0].startswith("/"))
     return ["mount", *arguments] if source or given else list(arguments)
 

@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 import click
 
 from optfs import config
+from optfs.cli import is_source
 from optfs.cli.points import point
 from optfs.errors import ConfigError
 
@@ -37,7 +38,11 @@ def source_and_point(words: tuple[str, ...], options: dict[str, str | None]) -> 
         ConfigError: the account contradicts `--account`.
 
     """
-    source = words[0].removeprefix("optfs#") if len(words) == 2 else ""
+    source = words[0] if len(words) == 2 else ""
+    name = source.rpartition("/")[2]
+    if source.startswith("/") and is_source(name):
+        source = name  # mount(8) made a whole path of it, as the current folder has something of that name
+    source = source.removeprefix("optfs#")
     if source and source not in {"optfs", "none"}:
         if options.get("account") not in {None, source}:
             raise ConfigError(f"the source is account {source[:60]}, but --account says otherwise; give one of them")

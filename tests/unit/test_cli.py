@@ -281,6 +281,16 @@ def test_the_source_names_the_account() -> None:
         source_and_point(("123", "/mnt"), {"account": "456"})
 
 
+@pytest.mark.parametrize(
+    ("source", "account"), [("optfs", None), ("none", None), ("123", "123"), ("optfs#123", "123"), ("else", "/home/me/else")]
+)
+def test_a_source_that_mount_made_a_whole_path_of_is_the_same(source: str, account: str | None) -> None:
+    """mount(8) does that where the current folder has something of that name, as a clone of optfs has."""
+    options: dict[str, str | None] = {}
+    assert source_and_point((f"/home/me/{source}", "/mnt"), options) == Path("/mnt")
+    assert options.get("account") == account
+
+
 def test_the_mount_options_of_mount_8_reach_the_configuration(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert main(["optfs", str(tmp_path), "-o", "rw,_netdev,cache_sise=1"]) == 2
     assert "-o cache_sise: there is no such option" in capsys.readouterr().err
