@@ -263,13 +263,13 @@ class Fetcher:
         return b"".join(found)
 
     def _cached_run(self, fetch: Fetch) -> bytes | None:
-        """Return a run of pieces out of a cached block, or None."""
+        """Return a run of pieces, be it all of a block, out of a cached block, or None."""
         block = self._blocks.block
         begin = fetch.start - fetch.start % block
-        length = min(block, fetch.info.size - begin)
-        if self._cache is None or (fetch.start == begin and fetch.length == length) or fetch.start + fetch.length > begin + length:
+        whole = (fetch.parts[0][0], begin, min(block, fetch.info.size - begin))
+        if self._cache is None or fetch.parts[0] == whole or fetch.start + fetch.length > begin + whole[2]:
             return None
-        data = self._cache.get_range(self._key(fetch.info, (fetch.parts[0][0], begin, length)), fetch.start, fetch.length)
+        data = self._cache.get_range(self._key(fetch.info, whole), fetch.start, fetch.length)
         return data if data is not None and len(data) == fetch.length else None
 
     def _key(self, info: ObjectInfo, part: Part) -> BlockKey:

@@ -461,6 +461,17 @@ def test_random_reads_are_cut_out_of_cached_blocks() -> None:
     assert len(store.requests) == fetched
 
 
+def test_a_random_read_of_a_whole_block_finds_it_in_the_cache() -> None:
+    """Such is a file's end where its last block is short: a Parquet footer."""
+    store, cache = FakeStore(), FakeCache()
+    big = info("big", BLOCK + 300 * KiB)
+    with reading(store, cache) as files:
+        stream(files.open(big, nothing_follows), 0, big.size)
+    with reading(FakeStore(), cache) as files:
+        check(files.open(big, nothing_follows), BLOCK, 300 * KiB)
+        assert files.counters().misses == 0
+
+
 def test_a_stream_is_made_of_what_random_reads_left_in_the_cache() -> None:
     """Reads that came out of order were cached by pieces; a later stream asks for blocks, and fetched them again."""
     store, cache = FakeStore(), FakeCache()
