@@ -1,9 +1,9 @@
 """What calls hand to the cache's writer: blocks within a bound of bytes, uses, and blocks that are gone; and the writer's counters.
 
 Rules: blocks hold at most `backlog` bytes from `put` until the writer has released them; what it hasn't when it takes the next batch is
-dropped then, so that no failure of its own takes room for ever. For a block that doesn't fit `put` waits `PATIENCE` at most, then it is
-dropped: callers are workers whose readers have their bytes already, and a disk that is a little slower than the network keeps up that way
-(without, 45 of a stream's 256 blocks were dropped). On a stuck disk streams go on, slower: see `PATIENCE`.
+dropped then, so that no failure of its own takes room for ever. For a block that doesn't fit `put` waits `PATIENCE` at most (less for one of
+less than `PATIENT`), then it is dropped: callers are workers whose readers have their bytes already, and a disk that is a little slower than
+the network keeps up that way (without, 45 of a stream's 256 blocks were dropped). On a stuck disk streams go on, slower: see `PATIENCE`.
 The writer waits `GATHER` seconds for more blocks, unless a quarter of the backlog is there: so they share a transaction, and the writing
 doesn't compete with what a reader does next (a thousand files of a MiB: 2.8 s of CPU instead of 3.6; 200 reads at random: 6.59 s, not 6.73).
 A use is noted at most once in `TOUCH_EVERY` seconds a block, and waits up to `TOUCH_DELAY` seconds, so that many share one transaction.
@@ -18,7 +18,7 @@ from dataclasses import dataclass, field, replace
 from itertools import islice
 
 from optfs.cache.protocol import BlockKey
-from optfs.values import Clock
+from optfs.values import Clock, MiB
 
 TOUCH_EVERY = 60.0
 TOUCH_DELAY = 2.0
@@ -31,6 +31,10 @@ IDLE = 30.0
 PATIENCE = 1.0
 """Seconds. With 0.3 a loaded machine still dropped a block of a GiB now and then, and the file was not whole in the cache. On a stuck disk, 24
 workers that wait so long for each block of 4 MiB still fetch 100 MB/s."""
+
+PATIENT = MiB
+"""Bytes that are waited for so long, fewer for as much less: workers come by 1 MiB/s each, whatever readers ask for. Those that waited a second
+for each piece of 128 KiB gave 64 readers of 1 MiB four reads a second on a stuck disk, the last after 24 s."""
 
 _TOUCHES_REMEMBERED = 20_000
 _PENDING_LIMIT = 10_000
@@ -98,7 +102,8 @@ class Handover:
         """Queue a block, or drop it."""
         with self._lock:
             if self._held + len(data) > self._backlog >= len(data):
-                self._room.wait_for(lambda: self.closed or self._held + len(data) <= self._backlog, PATIENCE)
+                patience = PATIENCE * min(1.0, len(data) / PATIENT)
+                self._room.wait_for(lambda: self.closed or self._held + len(data) <= self._backlog, patience)
             if self.closed or self._held + len(data) > self._backlog:
                 self._counters.dropped += 1
                 return

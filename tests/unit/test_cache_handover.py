@@ -13,6 +13,12 @@ from optfs.cache.protocol import BlockKey
 BACKLOG = 100
 
 
+@pytest.fixture(autouse=True)
+def _small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Blocks of a few bytes wait as long as others."""
+    monkeypatch.setattr(handover, "PATIENT", 1)
+
+
 def put(queue: Handover, number: int, size: int = 60) -> None:
     """Offer a block."""
     queue.put(BlockKey("s3://bucket/key", "1", 1 << 30, number * size, size), memoryview(bytes(size)))
@@ -44,6 +50,19 @@ def test_a_stuck_disk_costs_blocks_and_not_readers(monkeypatch: pytest.MonkeyPat
     put(queue, 2)
     assert queue.counters().dropped == 2
     assert len(queue.take(more_work=True).blocks) == 1
+
+
+def test_who_offers_little_waits_for_little(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A read at random is offered in pieces: its worker would wait for each of them as long as for a block of a stream."""
+    monkeypatch.setattr(handover, "PATIENT", 60 * 1000)
+    monkeypatch.setattr(handover, "PATIENCE", 10.0)
+    queue = Handover(BACKLOG)
+    put(queue, 0)
+    waiting = threading.Thread(target=put, args=(queue, 1), daemon=True)
+    waiting.start()
+    waiting.join(5)
+    assert not waiting.is_alive()
+    assert queue.counters().dropped == 1
 
 
 def test_blocks_that_come_one_after_the_other_are_one_batch(monkeypatch: pytest.MonkeyPatch) -> None:
