@@ -12,7 +12,7 @@ Rules:
   only, as after a failure (`schedule.pause`); during it CredentialRejected is raised, as the store refuses what is fresh.
 - After a failure those who wait get the failure at once, and the next try comes after a pause; who comes meanwhile, or during that try,
   gets the failure too. To them an API that fails is missing access (NotRenewed).
-- Each change of state is logged once: renewal fails, renewal works again.
+- Each change of state is logged once: renewal fails, renewal works again; what `close` ends is no failure.
 - Nothing ends the thread before `close`: what isn't foreseen, wherever it is raised, is a failed renewal, after which the thread rests `REST`.
 
 Threads: `renew-<provider>` runs `_run`; everything else is called by any thread.
@@ -158,10 +158,10 @@ class RenewingSource:
 
     def close(self, timeout: float = 5.0) -> None:
         """End the thread; a request under way that doesn't end is left behind after `timeout` seconds."""
-        self._on_close()
         with self._changed:
             self._closed = True
             self._changed.notify_all()
+        self._on_close()
         if self._thread is not None:
             self._thread.join(timeout)
 
@@ -311,7 +311,7 @@ class RenewingSource:
         asked = error.retry_after if isinstance(error, ServiceUnavailable) else None
         kept = bare(error)
         with self._changed:
-            first = self._error is None
+            first = self._error is None and not self._closed
             known = self._error is not None and self._error.message == kept.message
             count = 1 if self._setback is None else self._setback.count + 1
             self._setback = schedule.Setback(count, self._clock(), self._dice.random(), asked or 0.0)

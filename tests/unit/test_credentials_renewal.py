@@ -390,6 +390,23 @@ def test_status_shows_no_secret() -> None:
         assert "secret" not in repr(status)
 
 
+def test_a_request_that_is_ended_by_closing_is_not_logged(caplog: pytest.LogCaptureFixture) -> None:
+    """It told of credentials that can't be renewed, and of another try, as the mount was taken away."""
+    api = Api()
+
+    def end() -> None:
+        api.failure = ServiceUnavailable("the mount is ending")
+        api.gate.set()
+
+    with started(source_of(api, on_close=end)) as source:
+        api.gate.clear()
+        api.entered.clear()
+        with suppress(DeadlineExceeded):
+            source.reject(source.current(0.0), 0.0)
+        assert api.entered.wait(PATIENCE)
+    assert not caplog.records
+
+
 def test_close_wakes_who_waits_and_leaves_a_stuck_request_behind() -> None:
     """An unmount isn't held up by the API."""
     api = Api()
