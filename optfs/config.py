@@ -5,8 +5,9 @@ mount(8) (`-o name=value`). Each value is text until its setting's parser (`optf
 rules.
 
 Precedence: the command line (an option before the same name in `-o`), the environment, the file, the default. The providers' own variables
-(`AWS_ENDPOINT_URL_S3`, `AWS_ENDPOINT_URL`, `STORAGE_EMULATOR_HOST`) count as environment, behind optfs's own. `token-file` and `token-command` are
-two ways to say one thing: the one from the better place counts, and both from one place are refused.
+(`AWS_ENDPOINT_URL_S3`, `AWS_ENDPOINT_URL`, `STORAGE_EMULATOR_HOST`) count as environment, behind optfs's own, unless `provider` names the
+other one. `token-file` and `token-command` are two ways to say one thing: the one from the better place counts, and both from one place are
+refused.
 
 Rules: a bad value is a ConfigError that names the source and the setting. The personal access token is no setting: it never passes
 through here, and a file or `-o` that holds one is refused without showing it. An empty environment variable is as good as none.
@@ -230,7 +231,7 @@ def load(
             (options.get(setting.field), f"--{setting.name}"),
             (mount_options.get(setting.field), f"-o {setting.name}"),
             (environ.get(setting.variable) or None, setting.variable),
-            _provider_variable(setting.field, environ),
+            _provider_variable(setting.field, environ, given["provider"].text.strip().lower() if given else "auto"),
             (from_file.get(setting.field), f"{setting.name} in {path}"),
             (setting.default, f"--{setting.name}"),
         )
@@ -309,11 +310,11 @@ def _parsed(setting: Setting, given: _Given) -> Any:
         raise ConfigError(f"{given.origin}: {value}{error}") from None
 
 
-def _provider_variable(field: str, environ: Mapping[str, str]) -> tuple[str | None, str]:
-    """Return what the providers' own variables say of an endpoint."""
-    if field == "gcs_endpoint_url" and (host := environ.get("STORAGE_EMULATOR_HOST")):
+def _provider_variable(field: str, environ: Mapping[str, str], provider: str) -> tuple[str | None, str]:
+    """Return what the providers' own variables say of an endpoint. Of a provider that isn't mounted they are for other programs."""
+    if field == "gcs_endpoint_url" and provider != "aws" and (host := environ.get("STORAGE_EMULATOR_HOST")):
         return host if "://" in host else f"http://{host}", "STORAGE_EMULATOR_HOST"
-    if field == "s3_endpoint_url" and environ.get("AWS_IGNORE_CONFIGURED_ENDPOINT_URLS", "").lower() != "true":
+    if field == "s3_endpoint_url" and provider != "gcp" and environ.get("AWS_IGNORE_CONFIGURED_ENDPOINT_URLS", "").lower() != "true":
         for name in ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"):
             if environ.get(name):
                 return environ[name], name

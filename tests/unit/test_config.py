@@ -96,6 +96,18 @@ def test_the_providers_own_endpoint_variables_are_honoured_behind_optfs_own() ->
 
 
 @pytest.mark.parametrize(
+    ("provider", "name"), [("GCP", "AWS_ENDPOINT_URL"), ("gcp", "AWS_ENDPOINT_URL_S3"), ("aws", "STORAGE_EMULATOR_HOST")]
+)
+def test_a_variable_of_a_provider_that_is_not_mounted_is_left_alone(provider: str, name: str) -> None:
+    """It is there for another program, and may hold what optfs can't use; it is refused where that provider may be mounted."""
+    environ = {name: "https://gateway.example/path"}
+    config = load({"provider": provider}, environ=environ)
+    assert (config.s3_endpoint_url, config.gcs_endpoint_url) == (None, None)
+    with pytest.raises(ConfigError, match=name):
+        load({}, environ=environ)
+
+
+@pytest.mark.parametrize(
     ("text", "size"),
     [
         ("0", 0),
