@@ -21,8 +21,8 @@ _COUNTERS: tuple[tuple[str, str, str], ...] = (
     ("optfs_read_bytes", "Bytes handed out to readers.", "bytes_read"),
     ("optfs_retries", "Requests made again.", "retries"),
     ("optfs_errors", "Operations that failed after all retries.", "errors"),
-    ("optfs_cache_hits", "Blocks found in the cache.", "cache.hits"),
-    ("optfs_cache_misses", "Blocks not found in the cache.", "cache.misses"),
+    ("optfs_cache_hits", "Fetches that the cache answered.", "cache.hits"),
+    ("optfs_cache_misses", "Fetches that the cache didn't answer, or not all of it.", "cache.misses"),
     ("optfs_readahead_unused_bytes", "Bytes fetched ahead and never read.", "readahead.unused"),
 )
 _GAUGES: tuple[tuple[str, str, str], ...] = (

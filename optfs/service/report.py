@@ -18,6 +18,9 @@ from optfs.service.composition import Mount
 def document(mount: Mount) -> dict[str, Any]:
     """Return the document."""
     reading = mount.files.counters()
+    cache = dataclasses.asdict(mount.cache_stats())
+    if cache["state"] != "off":  # the cache itself counts each look-up: of a block, or of one that holds it, or of each of its pieces
+        cache |= {"hits": reading.disk_hits, "misses": reading.misses, "hit_bytes": reading.disk_bytes}
     snapshots = [each.counters.snapshot() for each in mount.connected]
     requests: Counter[str] = Counter({"list": 0, "get": 0})
     statuses: Counter[str] = Counter()
@@ -35,7 +38,7 @@ def document(mount: Mount) -> dict[str, Any]:
         "started": moment(mount.started_at),
         "uptime": round(time.time() - mount.started_at, 1),
         "credentials": [_credential(each.source.status()) for each in mount.connected],
-        "cache": {"folder": str(mount.config.cache_dir), **dataclasses.asdict(mount.cache_stats())},
+        "cache": {"folder": str(mount.config.cache_dir), **cache},
         "requests": dict(requests),
         "statuses": dict(statuses),
         "bytes_fetched": sum(snapshot.bytes_fetched for snapshot in snapshots),

@@ -94,6 +94,17 @@ def fifo(mount: MountProcess) -> None:
         os.mkfifo(path)
 
 
+@pytest.mark.parametrize("kind", KINDS[:1])
+def test_what_the_cache_answers_is_told_as_no_miss(services: Services, tmp_path: Path, kind: tuple[str, str]) -> None:
+    """Nor as several hits: a read at random looks for its pieces before it looks for the block that holds them."""
+    with fill(services, tmp_path, kind) as mount:
+        with (mount.account / f"{DAY}experiment=9/part-0.parquet").open("rb", buffering=0) as file:
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_RANDOM)
+            assert len(os.pread(file.fileno(), MIB, MIB)) == MIB
+        told = mount.status()["cache"]
+        assert (told["hits"] > 0, told["misses"]) == (True, 0)
+
+
 @pytest.mark.parametrize("harm", [flip, cut, swap, link, fifo])
 def test_harm_to_all_blocks_costs_fetching_again_and_one_warning(
     services: Services, tmp_path: Path, harm: Callable[[MountProcess], None]
