@@ -342,18 +342,19 @@ class OpenFile:
 
     def _copy(self, sources: list[_Source], deadline: Deadline) -> None:
         """Replace each source by a copy of what is wanted of it; one that failed stays."""
+        sources[:] = map(_trimmed, sources)
         for at, (source, start, low, high) in enumerate(sources):
-            view = source
-            if isinstance(source, Fetch):
-                try:
-                    view = source.wait(high - start, deadline)
-                except OptfsError as error:
-                    if source.failed:
-                        continue
-                    if isinstance(error, DeadlineExceeded):
-                        self._blocks.overdue(source, error)
-                    raise
-                self._blocks.count_read(high - low)
+            if isinstance(source, memoryview):
+                continue
+            try:
+                view = source.wait(high - start, deadline)
+            except OptfsError as error:
+                if source.failed:
+                    continue
+                if isinstance(error, DeadlineExceeded):
+                    self._blocks.overdue(source, error)
+                raise
+            self._blocks.count_read(high - low)
             sources[at] = _trimmed((view, start, low, high))
 
     def _collect(self, sources: list[_Source], deadline: Deadline, attempts: int) -> list[memoryview]:
