@@ -116,6 +116,10 @@ class Deadline:
         """Return the deadline that lies `seconds` from now."""
         return cls(clock, clock() + seconds, abandoned)
 
+    def sooner(self, seconds: float) -> "Deadline":
+        """Return the deadline that lies `seconds` from now, or this one if that is earlier."""
+        return Deadline(self.clock, min(self.at, self.clock() + seconds), self.abandoned)
+
     def remaining(self) -> float:
         """Return the seconds left; negative when past."""
         return self.at - self.clock()

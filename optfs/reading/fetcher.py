@@ -6,15 +6,14 @@ of whose pieces are in the cache is made of them.
 
 Rules:
 
-- What a reader waits for is looked for in the block cache by a pool of its own (`looks`), before anything is queued for a store: one that is
-  silent may hold all threads of its pool for the whole of `--timeout`, and what is cached stays readable meanwhile. Not by the reader's own
-  thread: a disk may hang, too.
-- Each provider has a pool of its own, for the same reason.
+- The block cache is asked by a pool of its own (`looks`), before anything is queued for a store: a store that is silent may hold all threads of
+  its pool for the whole of `--timeout`, and what is cached stays readable meanwhile. Each provider has a pool of its own, for the same reason.
+- A disk may hang, too. What it doesn't give in time is asked of the store (`go_on`), and until a look has ended again nothing else is looked for.
 - A fetch ahead that a reader comes for while it is queued is queued again, before all others; the job that comes second finds it taken.
 - A fetch that nobody waits for any more ends in the queue, or between two tries.
 - Failures of fetches ahead are logged for debugging only. A bug or want of memory in here ends the fetch, not the reader's patience.
 
-Locks: none of its own. Called with no lock held.
+Locks: none of its own; `_hangs` and `_hung` are written by any thread, and what is read of them may be late. Called with no lock held.
 """
 
 import logging
@@ -66,6 +65,7 @@ class Fetcher:
         self._timeout = timeout
         self._clock = clock
         self._gone = gone
+        self._hangs = self._hung = False
 
     def demand(
         self, info: ObjectInfo, parts: tuple[Part, ...], deadline: Deadline, let_go: Callable[[], None] = nothing, *, missed: bool = False
@@ -75,11 +75,9 @@ class Fetcher:
         With `missed` the block cache isn't asked first: it was, and lacks some of them. Raises as `Blocks.demand` does, where `let_go` is told.
         """
         fetch = Fetch(info, parts, demanded=True)
-        fetch.bound = fetch.missed = missed or self._cache is None
+        fetch.bound = fetch.missed = missed or self._cache is None or self._hangs
         admitted = self._blocks.demand(fetch, deadline, let_go)
-        if admitted is fetch and fetch.missed:
-            self._submit(fetch)
-        elif admitted is fetch:
+        if admitted is fetch:
             self._start(fetch)
         elif admitted is not None:
             self.join(admitted)
@@ -88,28 +86,44 @@ class Fetcher:
     def join(self, fetch: Fetch) -> None:
         """Note that a reader wants a fetch that somebody else began."""
         if fetch.demand():
-            self._start(fetch)
+            if self._hangs and not fetch.missed:
+                self.go_on(fetch)
+            else:
+                self._start(fetch)
+
+    def go_on(self, fetch: Fetch) -> None:
+        """Ask the store for what the block cache hasn't given in time."""
+        if not self._hung:  # once a run: a disk may be slow now and then
+            self._hung = True
+            logger.info("the cache's disk doesn't answer: what it holds is fetched again until it does")
+        self._hangs = True
+        if not fetch.missed:
+            fetch.missed = True
+            if self._blocks.bind(fetch):
+                self._submit(fetch)
 
     def ahead(self, info: ObjectInfo, parts: tuple[Part, ...]) -> Fetch | bool:
         """Queue a fetch that nobody waits for and return it; True: it is known already; False: there is no room now."""
         fetch = Fetch(info, parts, demanded=False)
+        fetch.missed = self._cache is None or self._hangs
         admitted = self._blocks.ahead(fetch)
         if not admitted:
             return admitted is None
-        self._submit(fetch, Priority.PREFETCH)
+        self._start(fetch)
         return fetch
 
     def _start(self, fetch: Fetch) -> None:
-        """Bring what a reader waits for: from the block cache where it has it, else from a store."""
-        if self._cache is None:
+        """Bring what isn't on its way yet: from the block cache where it has it, else from a store."""
+        if fetch.missed:
             self._submit(fetch)
         else:
-            self._queue(self._looks, self._look, fetch, Priority.DEMAND)
+            self._queue(self._looks, self._look, fetch)
 
     def _look(self, ticket: Ticket) -> None:
         fetch = ticket.fetch
         if fetch is not None:
             self._guard(fetch, self._bring_or_submit)
+            self._hangs = False
 
     def _bring_or_submit(self, fetch: Fetch) -> None:
         try:
@@ -117,7 +131,9 @@ class Fetcher:
             found = self._lookup(fetch, buffer)
             if None in found:
                 fetch.keep_buffer(buffer)
-                fetch.missed, fetch.looked = True, found.count(None) == len(found)
+                if found.count(None) < len(found):
+                    fetch.found = found
+                fetch.missed = True
                 if self._blocks.bind(fetch):
                     self._submit(fetch)
                 return
@@ -128,13 +144,14 @@ class Fetcher:
         if fetch.begin():
             self._take(fetch, found)
 
-    def _submit(self, fetch: Fetch, priority: Priority = Priority.DEMAND) -> None:
+    def _submit(self, fetch: Fetch) -> None:
         """Queue a fetch for its store."""
-        self._queue(self._pools[fetch.info.provider], self._run, fetch, priority)
+        self._queue(self._pools[fetch.info.provider], self._run, fetch)
 
-    def _queue(self, pool: WorkerPool, work: Callable[[Ticket], None], fetch: Fetch, priority: Priority) -> None:
+    def _queue(self, pool: WorkerPool, work: Callable[[Ticket], None], fetch: Fetch) -> None:
         """Have a pool do something for a fetch, or end it, unless a worker has it in hand already."""
         error: OptfsError = ServiceUnavailable("the mount is ending")
+        priority = Priority.DEMAND if fetch.demanded else Priority.PREFETCH
         try:
             if pool.submit(partial(work, fetch.ticket), priority):
                 return
@@ -195,12 +212,9 @@ class Fetcher:
         self._land(fetch, memoryview(data[0] if len(data) == 1 else b"".join(data)).toreadonly(), [], fetch.length)
 
     def _bring(self, fetch: Fetch) -> None:
-        buffer = fetch.take_buffer()
-        found: _Found = [None] * len(fetch.parts) if fetch.looked else self._lookup(fetch, buffer)
-        if None not in found:
-            self._take(fetch, found)
-            return
-        view = memoryview(buffer)
+        found: _Found = fetch.found or [None] * len(fetch.parts)
+        fetch.found = None
+        view = memoryview(fetch.take_buffer())
         readable = view.toreadonly()
         fetch.fill(readable)
         deadline = Deadline.after(self._clock, self._timeout, fetch.deserted)

@@ -57,9 +57,10 @@ class Fetch:
         "admitted",
         "bound",
         "demanded",
+        "found",
+        "gave_up",
         "info",
         "length",
-        "looked",
         "missed",
         "parts",
         "spare",
@@ -82,16 +83,18 @@ class Fetch:
         self.bound = not demanded
         """Whether a store may have to bring it, so that its room counts as that store's; guarded as `used` is."""
         self.missed = False
-        """Whether the block cache was asked and lacks some of it, or there is none; written by the look, before it queues the fetch for a store (one
-        that was fetched ahead may be queued already), or when it is made."""
-        self.looked = False
-        """Whether the block cache was asked and has nothing of it; written by the look, as `missed` is."""
+        """Whether a store is to bring it, or what `found` lacks: written when it is made, by the look, or by a reader that waits for that no longer,
+        each before it queues the fetch for the store."""
+        self.found: list[bytes | bytearray | None] | None = None
+        """What the block cache has of each part, if it has some and not all; written by the look, before `missed` is."""
         self._changed = threading.Condition(threading.Lock())
         # Guarded by _changed: all below. Invariants: _filled never falls; bytes of _view below _filled never change.
         self.demanded = demanded
         """Whether a reader waits or waited for it."""
         self.speculative = not demanded
         """Whether it began, was cancelled or broke off while no reader wanted it: its failure is then no answer to a reader."""
+        self.gave_up = False
+        """Whether it ended since its store might take no more room."""
         self.spare: bytearray | None = None
         """A buffer of exactly `length` bytes to fill, if memory had one; goes to who takes it, and back if the block cache had nothing."""
         self._state = State.QUEUED
@@ -158,7 +161,7 @@ class Fetch:
         with self._changed:
             if self._state is not State.QUEUED:
                 return False
-            self.speculative = True
+            self.speculative = self.gave_up = True
             self._end(State.FAILED, ServiceUnavailable("the fetch was cancelled"))
             return True
 

@@ -49,6 +49,10 @@ ATTEMPTS = 3
 """How often a reader tries: after fetches ahead that failed or were cancelled as it joined them, its own comes last."""
 
 
+LOOK_PATIENCE = 2.0
+"""Seconds that a reader waits for the block cache, or a third of `--timeout` if that is less: a disk that hangs is no reason to have no bytes."""
+
+
 def grain_for(limit: int) -> int:
     """Return the block's size for a bound on memory, bytes: at least 16 must fit, or readers wait for one another."""
     block = BLOCK
@@ -78,7 +82,7 @@ class Files:
             stores: by provider.
             cache: blocks on disk, or None.
             pools: run the fetches, each those of one provider, so that one that is silent holds up its own alone.
-            looks: runs what finds in the block cache what readers wait for.
+            looks: runs what asks the block cache.
             memory: bound on blocks in memory and on their way to it, bytes; 2 MiB at least. What `cache` still holds of evicted ones, and
                 the workers that offer them to it, comes on top.
             timeout: seconds that one read may take.
@@ -347,7 +351,7 @@ class OpenFile:
             if isinstance(source, memoryview):
                 continue
             try:
-                view = source.wait(high - start, deadline)
+                view = self._wait(source, high - start, deadline)
             except OptfsError as error:
                 if source.failed:
                     continue
@@ -367,11 +371,11 @@ class OpenFile:
                 if source.filled < high - start:
                     sources[:] = map(_trimmed, sources)
                 try:
-                    view = source.wait(high - start, deadline)
+                    view = self._wait(source, high - start, deadline)
                 except OptfsError as error:
                     if isinstance(error, DeadlineExceeded) and not source.failed:
                         self._blocks.overdue(source, error)
-                    no_room = source.missed and source.speculative  # it gave up, and the next one waits for room: no attempt
+                    no_room = source.gave_up  # the next one waits for room: no attempt
                     if not (source.failed and (attempts > 1 or no_room) and (source.speculative or isinstance(error, OutOfMemory))):
                         raise
                     if deadline.remaining() <= 0:
@@ -385,6 +389,18 @@ class OpenFile:
             self._leave(sources[at:])
             raise
         return [view[low - start : high - start] for view, start, low, high in sources if isinstance(view, memoryview)]
+
+    def _wait(self, fetch: Fetch, upto: int, deadline: Deadline) -> memoryview:
+        """Wait for bytes; those that the block cache doesn't give in time are asked of the store."""
+        if not fetch.missed and fetch.filled < upto:
+            soon = deadline.sooner(min(LOOK_PATIENCE, self._files.timeout / 3))
+            try:
+                return fetch.wait(upto, soon)
+            except DeadlineExceeded:
+                if fetch.failed:
+                    raise
+                self._files.fetcher.go_on(fetch)
+        return fetch.wait(upto, deadline)
 
     def _leave(self, sources: list[_Source]) -> None:
         """Want the rest no more."""

@@ -1,5 +1,6 @@
 """What happens to the cache folder of a running mount costs speed at most: reads stay right, and one warning tells."""
 
+import fcntl
 import os
 import shutil
 import sqlite3
@@ -221,6 +222,38 @@ def test_a_full_cache_disk_means_no_caching(services: Services, tmp_path: Path) 
             assert mount.end() == 0
     finally:
         subprocess.run(["umount", "-l", str(mount.cache)], check=True)
+
+
+HANGING = """
+import fcntl
+from optfs.cache import disk
+
+def hanging(read):
+    def call(*arguments):
+        with open({path!r}) as file:
+            fcntl.flock(file, fcntl.LOCK_SH)
+        return read(*arguments)
+    return call
+
+disk.read_block, disk.read_range = hanging(disk.read_block), hanging(disk.read_range)
+"""
+"""Makes a disk that gives nothing as long as somebody has an exclusive lock on the file at `path`."""
+
+
+@pytest.mark.parametrize("kind", KINDS, ids="-".join)
+def test_a_cache_disk_that_hangs_is_no_cache(services: Services, tmp_path: Path, kind: tuple[str, str]) -> None:
+    """What it holds is fetched again, and the log says so, once; nothing fails, and the mount ends in order."""
+    require(kind[1])
+    fill(services, tmp_path, kind)
+    with (tmp_path / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with MountProcess(services, tmp_path, *kind, "--timeout", "6s", before=HANGING.format(path=lock.name)) as mount:
+            read_all(mount)
+            assert {entry.key.removeprefix(services.prefix) for entry in services.requests.entries("get")} == set(FILES)
+            fcntl.flock(lock, fcntl.LOCK_UN)
+            assert mount.text().count("the cache's disk doesn't answer") == 1
+            assert mount.warnings() == []
+            assert mount.end() == 0
 
 
 LATER = """

@@ -11,6 +11,7 @@ import pytest
 
 from optfs.cache.protocol import BlockKey
 from optfs.errors import Abandoned, DeadlineExceeded
+from optfs.reading import files as reading_files
 from optfs.reading.blocks import Blocks
 from optfs.reading.fetches import Fetch, Part
 from optfs.reading.files import ident_of
@@ -18,7 +19,21 @@ from optfs.reading.readahead import BLOCK, PIECE
 from optfs.stores.protocol import Progress
 from optfs.values import Deadline, MiB, ObjectInfo, Provider, never
 from optfs.workers import Priority, WorkerPool
-from tests.support.reading import PATIENCE, FakeCache, FakeStore, HandClock, check, ended, info, nothing_follows, reading, started, until
+from tests.support.reading import (
+    PATIENCE,
+    FakeCache,
+    FakeStore,
+    HandClock,
+    check,
+    contents,
+    ended,
+    info,
+    nothing_follows,
+    reading,
+    started,
+    stream,
+    until,
+)
 
 
 def test_what_is_cached_is_read_while_every_worker_waits_for_a_silent_store() -> None:
@@ -203,9 +218,31 @@ class HangingCache(FakeCache):
         return super().get(key, into)
 
 
-def test_a_cache_disk_that_hangs_holds_up_no_reader_beyond_its_time() -> None:
-    """Nor one that is killed."""
+def test_a_cache_disk_that_hangs_is_no_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it doesn't give in time comes from the store, also what was to be fetched ahead; until it answers nothing else waits for it."""
+    monkeypatch.setattr(reading_files, "LOOK_PATIENCE", 0.05)
     store, cache = FakeStore(), HangingCache()
+    cache.blocks[BlockKey("s3://bucket/held", "1", 1000, 0, 1000)] = contents("held", 0, 1000)
+    with reading(store, cache) as files:
+        try:
+            stream(files.open(info("big", 5 * BLOCK), nothing_follows), 0, 5 * BLOCK)
+            readers = [started(check, files.open(info(f"file-{number}", 1000), nothing_follows), 0, 1000) for number in range(20)]
+            ended(*readers)
+            check(files.open(info("held", 1000), nothing_follows), 0, 1000)
+            assert ("held", 0, 1000) in store.requests
+        finally:
+            cache.gate.set()
+        until(lambda: not files.fetcher._hangs)
+        requests = len(store.requests)
+        files.blocks.clear()
+        check(files.open(info("held", 1000), nothing_follows), 0, 1000)
+        assert len(store.requests) == requests
+
+
+def test_who_waits_for_a_cache_disk_that_hangs_can_be_killed() -> None:
+    """And its own time is over when it is over."""
+    store, cache = FakeStore(), HangingCache()
+    store.gate.clear()
     with reading(store, cache, timeout=0.2) as files:
         try:
             with pytest.raises(DeadlineExceeded):
