@@ -6,9 +6,11 @@ of whose pieces are in the cache is made of them.
 
 Rules:
 
-- The block cache is asked by a pool of its own (`looks`), before anything is queued for a store: a store that is silent may hold all threads of
-  its pool for the whole of `--timeout`, and what is cached stays readable meanwhile. Each provider has a pool of its own, for the same reason.
-- A disk may hang, too. What it doesn't give in time is asked of the store (`go_on`), and until a look has ended again nothing else is looked for.
+- What a reader waits for is looked for in the block cache by a pool of its own (`looks`), before anything is queued for a store: one that is
+  silent may hold all threads of its pool for the whole of `--timeout`, and what is cached stays readable meanwhile. Each provider has a pool of its
+  own, for the same reason.
+- A disk may hang, too: nobody has begun a fetch that is looked for. What the disk doesn't give a reader in time is asked of the store (`go_on`), and
+  until a look has ended again nothing else is looked for.
 - A fetch ahead that a reader comes for while it is queued is queued again, before all others; the job that comes second finds it taken.
 - A fetch that nobody waits for any more ends in the queue, or between two tries.
 - Failures of fetches ahead are logged for debugging only. A bug or want of memory in here ends the fetch, not the reader's patience.
@@ -109,11 +111,11 @@ class Fetcher:
         admitted = self._blocks.ahead(fetch)
         if not admitted:
             return admitted is None
-        self._start(fetch)
+        self._submit(fetch)
         return fetch
 
     def _start(self, fetch: Fetch) -> None:
-        """Bring what isn't on its way yet: from the block cache where it has it, else from a store."""
+        """Bring what a reader waits for: from the block cache where it has it, else from a store."""
         if fetch.missed:
             self._submit(fetch)
         else:
@@ -123,26 +125,30 @@ class Fetcher:
         fetch = ticket.fetch
         if fetch is not None:
             self._guard(fetch, self._bring_or_submit)
-            self._hangs = False
 
     def _bring_or_submit(self, fetch: Fetch) -> None:
+        if not self._found(fetch) and self._blocks.bind(fetch):
+            self._submit(fetch)
+
+    def _found(self, fetch: Fetch) -> bool:
+        """Bring a fetch that no worker has begun from the block cache, if that has all of it; return whether it did, or there is nothing left to do."""
         try:
             buffer = fetch.take_buffer()
             found = self._lookup(fetch, buffer)
+            self._hangs = False
             if None in found:
                 fetch.keep_buffer(buffer)
                 if found.count(None) < len(found):
                     fetch.found = found
                 fetch.missed = True
-                if self._blocks.bind(fetch):
-                    self._submit(fetch)
-                return
+                return False
         except BaseException:
             if fetch.begin():
                 raise
-            return  # it is in a worker's hands already, or ended: not to be ended by this
+            return True  # it is in a worker's hands already, or ended: not to be ended by this
         if fetch.begin():
             self._take(fetch, found)
+        return True
 
     def _submit(self, fetch: Fetch) -> None:
         """Queue a fetch for its store."""
@@ -162,7 +168,7 @@ class Fetcher:
 
     def _run(self, ticket: Ticket) -> None:
         fetch = ticket.fetch
-        if fetch is not None and fetch.begin():
+        if fetch is not None:
             self._guard(fetch, self._bring)
 
     def _guard(self, fetch: Fetch, work: Callable[[Fetch, *_Arguments], None], *arguments: *_Arguments) -> None:
@@ -212,6 +218,11 @@ class Fetcher:
         self._land(fetch, memoryview(data[0] if len(data) == 1 else b"".join(data)).toreadonly(), [], fetch.length)
 
     def _bring(self, fetch: Fetch) -> None:
+        if (fetch.missed or not self._found(fetch)) and fetch.begin():
+            self._receive(fetch)
+
+    def _receive(self, fetch: Fetch) -> None:
+        """Have the store bring what the block cache lacks."""
         found: _Found = fetch.found or [None] * len(fetch.parts)
         fetch.found = None
         view = memoryview(fetch.take_buffer())

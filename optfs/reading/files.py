@@ -82,7 +82,7 @@ class Files:
             stores: by provider.
             cache: blocks on disk, or None.
             pools: run the fetches, each those of one provider, so that one that is silent holds up its own alone.
-            looks: runs what asks the block cache.
+            looks: runs what finds in the block cache what readers wait for.
             memory: bound on blocks in memory and on their way to it, bytes; 2 MiB at least. What `cache` still holds of evicted ones, and
                 the workers that offer them to it, comes on top.
             timeout: seconds that one read may take.
