@@ -10,12 +10,12 @@ Rules:
   silent may hold all threads of its pool for the whole of `--timeout`, and what is cached stays readable meanwhile. Each provider has a pool of its
   own, for the same reason.
 - A disk may hang, too: nobody has begun a fetch that is looked for. What the disk doesn't give a reader in time is asked of the store (`go_on`), and
-  until a look has ended again nothing else is looked for.
+  until a look has ended again nothing else is looked for, but for what one reader wants every `TRY_AGAIN` seconds.
 - A fetch ahead that a reader comes for while it is queued is queued again, before all others; the job that comes second finds it taken.
 - A fetch that nobody waits for any more ends in the queue, or between two tries.
 - Failures of fetches ahead are logged for debugging only. A bug or want of memory in here ends the fetch, not the reader's patience.
 
-Locks: none of its own; `_hangs` and `_hung` are written by any thread, and what is read of them may be late. Called with no lock held.
+Locks: none of its own; what stands below "any thread's" may be read late, which costs a look or a request too many. Called with no lock held.
 """
 
 import logging
@@ -37,6 +37,9 @@ logger = logging.getLogger(__name__)
 
 Gone = Callable[[ObjectInfo], None]
 """Told of versions that aren't there any more, by fetching threads; sends nothing."""
+
+TRY_AGAIN = 5.0
+"""Seconds. On a disk that hangs, each look takes a thread and its reader two seconds."""
 
 _Arguments = TypeVarTuple("_Arguments")
 
@@ -67,7 +70,10 @@ class Fetcher:
         self._timeout = timeout
         self._clock = clock
         self._gone = gone
-        self._hangs = self._hung = False
+        # Any thread's: whether the cache's disk seems to hang, when that was last found out or tried, and whether it was logged.
+        self._hangs = False
+        self._tried_at = 0.0
+        self._logged = False
 
     def demand(
         self, info: ObjectInfo, parts: tuple[Part, ...], deadline: Deadline, let_go: Callable[[], None] = nothing, *, missed: bool = False
@@ -77,7 +83,7 @@ class Fetcher:
         With `missed` the block cache isn't asked first: it was, and lacks some of them. Raises as `Blocks.demand` does, where `let_go` is told.
         """
         fetch = Fetch(info, parts, demanded=True)
-        fetch.bound = fetch.missed = missed or self._cache is None or self._hangs
+        fetch.bound = fetch.missed = missed or self._cache is None or (self._hangs and not self._may_try())
         admitted = self._blocks.demand(fetch, deadline, let_go)
         if admitted is fetch:
             self._start(fetch)
@@ -89,20 +95,33 @@ class Fetcher:
         """Note that a reader wants a fetch that somebody else began."""
         if fetch.demand():
             if self._hangs and not fetch.missed:
-                self.go_on(fetch)
+                self._ask_store(fetch)
             else:
                 self._start(fetch)
 
     def go_on(self, fetch: Fetch) -> None:
         """Ask the store for what the block cache hasn't given in time."""
-        if not self._hung:  # once a run: a disk may be slow now and then
-            self._hung = True
-            logger.info("the cache's disk doesn't answer: what it holds is fetched again until it does")
+        if fetch.missed:
+            return
+        self._tried_at = self._clock()
         self._hangs = True
-        if not fetch.missed:
-            fetch.missed = True
-            if self._blocks.bind(fetch):
-                self._submit(fetch)
+        if not self._logged:  # once a run: a disk may be slow now and then
+            self._logged = True
+            logger.info("the cache's disk doesn't answer: what it holds is fetched again until it does")
+        self._ask_store(fetch)
+
+    def _ask_store(self, fetch: Fetch) -> None:
+        fetch.missed = True
+        if self._blocks.bind(fetch):
+            self._submit(fetch)
+
+    def _may_try(self) -> bool:
+        """Return whether it is time to look whether the cache's disk answers again."""
+        now = self._clock()
+        if now - self._tried_at < TRY_AGAIN:
+            return False
+        self._tried_at = now
+        return True
 
     def ahead(self, info: ObjectInfo, parts: tuple[Part, ...]) -> Fetch | bool:
         """Queue a fetch that nobody waits for and return it; True: it is known already; False: there is no room now."""
@@ -127,8 +146,8 @@ class Fetcher:
             self._guard(fetch, self._bring_or_submit)
 
     def _bring_or_submit(self, fetch: Fetch) -> None:
-        if not self._found(fetch) and self._blocks.bind(fetch):
-            self._submit(fetch)
+        if not self._found(fetch):
+            self._ask_store(fetch)
 
     def _found(self, fetch: Fetch) -> bool:
         """Bring a fetch that no worker has begun from the block cache, if that has all of it; return whether it did, or there is nothing left to do."""

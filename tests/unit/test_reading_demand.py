@@ -13,6 +13,7 @@ from optfs.cache.protocol import BlockKey
 from optfs.errors import Abandoned, DeadlineExceeded
 from optfs.reading import files as reading_files
 from optfs.reading.blocks import Blocks
+from optfs.reading.fetcher import TRY_AGAIN
 from optfs.reading.fetches import Fetch, Part
 from optfs.reading.files import ident_of
 from optfs.reading.readahead import BLOCK, PIECE
@@ -237,6 +238,22 @@ def test_a_cache_disk_that_hangs_is_no_cache(monkeypatch: pytest.MonkeyPatch) ->
         files.blocks.clear()
         check(files.open(info("held", 1000), nothing_follows), 0, 1000)
         assert len(store.requests) == requests
+
+
+def test_a_cache_disk_that_was_only_slow_is_a_cache_again() -> None:
+    """Its look had ended when a reader gave up waiting, so that no end of one tells: after a while one reader tries."""
+    store, cache, clock = FakeStore(), FakeCache(), HandClock()
+    cache.blocks[BlockKey("s3://bucket/held", "1", 1000, 0, 1000)] = contents("held", 0, 1000)
+    with reading(store, cache, clock=clock) as files:
+        late = Fetch(info("late", 1000), ((ident_of(info("late", 1000)), 0, 1000),), demanded=True)
+        files.fetcher.go_on(late)
+        check(files.open(info("held", 1000), nothing_follows), 0, 1000)
+        assert ("held", 0, 1000) in store.requests
+        files.blocks.clear()
+        clock.now += TRY_AGAIN
+        check(files.open(info("held", 1000), nothing_follows), 0, 1000)
+        assert [key for key, _, _ in store.requests].count("held") == 1
+        assert not files.fetcher._hangs
 
 
 def test_who_waits_for_a_cache_disk_that_hangs_can_be_killed() -> None:
