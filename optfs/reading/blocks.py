@@ -189,7 +189,7 @@ class Blocks:
     def bind(self, fetch: Fetch) -> bool:
         """Count a fetch that the block cache lacks as its store's, or end it where that may take no more: its readers demand it anew."""
         with self._lock:
-            if not fetch.admitted or fetch.bound:
+            if not fetch.admitted or fetch.bound or fetch.begun:  # also one that has arrived and waits for the cache's writer
                 return True
             if self._may_bind(fetch, for_reader=True):
                 fetch.bound = True

@@ -10,7 +10,8 @@ Rules:
   silent may hold all threads of its pool for the whole of `--timeout`, and what is cached stays readable meanwhile. Each provider has a pool of its
   own, for the same reason.
 - A disk may hang, too: nobody has begun a fetch that is looked for. What the disk doesn't give a reader in time is asked of the store (`go_on`), and
-  until a look has ended again nothing else is looked for, but for what one reader wants every `TRY_AGAIN` seconds.
+  until a look tells that the disk answers nothing else is looked for, but for what one reader wants every `TRY_AGAIN` seconds. One that finds
+  nothing tells so only if it took long: what isn't in the folder takes no disk, and each look that it lets others begin may hang, too.
 - A fetch ahead that a reader comes for while it is queued is queued again, before all others; the job that comes second finds it taken.
 - A fetch that nobody waits for any more ends in the queue, or between two tries.
 - Failures of fetches ahead are logged for debugging only. A bug or want of memory in here ends the fetch, not the reader's patience.
@@ -101,7 +102,7 @@ class Fetcher:
 
     def go_on(self, fetch: Fetch) -> None:
         """Ask the store for what the block cache hasn't given in time."""
-        if fetch.missed:
+        if fetch.missed or fetch.begun:
             return
         self._tried_at = self._clock()
         self._hangs = True
@@ -138,6 +139,7 @@ class Fetcher:
         if fetch.missed:
             self._submit(fetch)
         else:
+            fetch.asked_at = self._clock()
             self._queue(self._looks, self._look, fetch)
 
     def _look(self, ticket: Ticket) -> None:
@@ -154,10 +156,12 @@ class Fetcher:
         try:
             buffer = fetch.take_buffer()
             found = self._lookup(fetch, buffer)
-            self._hangs = False
+            some = found.count(None) < len(found)
+            if some or fetch.missed or fetch.begun:
+                self._hangs = False
             if None in found:
                 fetch.keep_buffer(buffer)
-                if found.count(None) < len(found):
+                if some:
                     fetch.found = found
                 fetch.missed = True
                 return False

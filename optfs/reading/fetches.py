@@ -55,6 +55,7 @@ class Fetch:
         "_waiting",
         "_wanted",
         "admitted",
+        "asked_at",
         "bound",
         "demanded",
         "found",
@@ -87,6 +88,8 @@ class Fetch:
         each before it queues the fetch for the store."""
         self.found: list[bytes | bytearray | None] | None = None
         """What the block cache has of each part, if it has some and not all; written by the look, before `missed` is."""
+        self.asked_at = float("inf")
+        """When the block cache was asked for it by a reader, by the mount's clock; written once, before that is queued."""
         self._changed = threading.Condition(threading.Lock())
         # Guarded by _changed: all below. Invariants: _filled never falls; bytes of _view below _filled never change.
         self.demanded = demanded
@@ -117,6 +120,11 @@ class Fetch:
     def failed(self) -> bool:
         """Whether no more bytes will come."""
         return self._error is not None
+
+    @property
+    def begun(self) -> bool:
+        """Whether it is queued no more, and never will be again."""
+        return self._state is not State.QUEUED
 
     def demand(self) -> bool:
         """Note that a reader wants it; return whether it must be queued again, as demand."""

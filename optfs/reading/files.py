@@ -50,7 +50,7 @@ ATTEMPTS = 3
 
 
 LOOK_PATIENCE = 2.0
-"""Seconds that a reader waits for the block cache, or a third of `--timeout` if that is less: a disk that hangs is no reason to have no bytes."""
+"""Seconds that the block cache has for what a reader waits for, or a third of `--timeout` if that is less: a disk that hangs costs time, not bytes."""
 
 
 def grain_for(limit: int) -> int:
@@ -391,15 +391,17 @@ class OpenFile:
         return [view[low - start : high - start] for view, start, low, high in sources if isinstance(view, memoryview)]
 
     def _wait(self, fetch: Fetch, upto: int, deadline: Deadline) -> memoryview:
-        """Wait for bytes; those that the block cache doesn't give in time are asked of the store."""
+        """Wait for bytes; those that the block cache doesn't give in time are asked of the store.
+
+        Time counts from when it was asked: a read of several ranges waits for them one after the other, and a third of `--timeout` for each is all.
+        """
         if not fetch.missed and fetch.filled < upto:
-            soon = deadline.sooner(min(LOOK_PATIENCE, self._files.timeout / 3))
+            waited = max(0.0, self._files.clock() - fetch.asked_at)
             try:
-                return fetch.wait(upto, soon)
-            except DeadlineExceeded:
-                if fetch.failed:
-                    raise
-                self._files.fetcher.go_on(fetch)
+                return fetch.wait(upto, deadline.sooner(min(LOOK_PATIENCE, self._files.timeout / 3) - waited))
+            except DeadlineExceeded:  # also where it failed at this moment: what by, the second wait tells
+                if not fetch.failed and deadline.remaining() > 0:
+                    self._files.fetcher.go_on(fetch)
         return fetch.wait(upto, deadline)
 
     def _leave(self, sources: list[_Source]) -> None:

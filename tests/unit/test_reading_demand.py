@@ -10,7 +10,7 @@ from dataclasses import replace
 import pytest
 
 from optfs.cache.protocol import BlockKey
-from optfs.errors import Abandoned, DeadlineExceeded
+from optfs.errors import Abandoned, DeadlineExceeded, OutOfMemory
 from optfs.reading import files as reading_files
 from optfs.reading.blocks import Blocks
 from optfs.reading.fetcher import TRY_AGAIN
@@ -254,6 +254,86 @@ def test_a_cache_disk_that_was_only_slow_is_a_cache_again() -> None:
         check(files.open(info("held", 1000), nothing_follows), 0, 1000)
         assert [key for key, _, _ in store.requests].count("held") == 1
         assert not files.fetcher._hangs
+
+
+def test_a_read_of_many_ranges_waits_for_a_cache_disk_that_hangs_once() -> None:
+    """It waits for one after the other; a third of its time for each, and the third would have none left."""
+    store, cache = FakeStore(), HangingCache()
+    with reading(store, cache, memory=2 * MiB, timeout=1.5) as files:
+        try:
+            assert files.block == PIECE
+            check(files.open(info("a", 16 * MiB), nothing_follows), 3 * MiB, 8 * PIECE)
+            assert len(store.requests) == 8
+        finally:
+            cache.gate.set()
+
+
+def test_who_has_no_time_left_does_not_say_that_the_cache_disk_hangs() -> None:
+    """It has waited for room, say, and the disk was asked a moment ago."""
+    store, cache = FakeStore(), HangingCache()
+    with reading(store, cache) as files:
+        try:
+            file = files.open(info("a", 1000), nothing_follows)
+            deadline = Deadline.after(time.monotonic, 0.05)
+            sources = file._sources(0, 1000, deadline)
+            with pytest.raises(DeadlineExceeded):
+                file._collect(sources, deadline, 1)
+            assert not files.fetcher._hangs
+            assert store.requests == []
+        finally:
+            cache.gate.set()
+
+
+def test_a_look_that_fails_as_its_reader_gives_up_waiting_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It isn't said that the read took longer than --timeout: only the disk's time was over."""
+    monkeypatch.setattr(reading_files, "LOOK_PATIENCE", 0.05)
+    store, cache = FakeStore(), HangingCache()
+    real = Fetch.wait
+
+    def wait(fetch: Fetch, upto: int, deadline: Deadline) -> memoryview:
+        try:
+            return real(fetch, upto, deadline)
+        except DeadlineExceeded:
+            if fetch.begin():
+                files.fetcher._fail(fetch, OutOfMemory("there is no memory for it"))
+            cache.gate.set()
+            raise
+
+    monkeypatch.setattr(Fetch, "wait", wait)
+    with reading(store, cache) as files:
+        check(files.open(info("a", 1000), nothing_follows), 0, 1000)
+
+
+def test_what_is_not_in_the_cache_does_not_tell_that_its_disk_answers() -> None:
+    """The kernel knows that there is no such file; each look for one that there is would hang again."""
+    store, cache = FakeStore(), FakeCache()
+    clock = HandClock()
+    cache.blocks[BlockKey("s3://bucket/held", "1", 1000, 0, 1000)] = contents("held", 0, 1000)
+    with reading(store, cache, clock=clock) as files:
+        hanging = Fetch(info("late", 1000), ((ident_of(info("late", 1000)), 0, 1000),), demanded=True)
+        files.fetcher.go_on(hanging)
+        clock.now += TRY_AGAIN
+        check(files.open(info("new", 1000), nothing_follows), 0, 1000)
+        assert files.fetcher._hangs
+        check(files.open(info("held", 1000), nothing_follows), 0, 1000)
+        assert ("held", 0, 1000) in store.requests
+        files.fetcher._found(hanging)  # it has ended: the disk answers
+        assert not files.fetcher._hangs
+
+
+def test_what_has_arrived_is_not_counted_as_its_store_s_again() -> None:
+    """A look that ends late, while the cache's writer takes the block: readers of other blocks would wait for room, or fetches ahead be given up."""
+    fetch = Fetch(info("a", 1000), ((ident_of(info("a", 1000)), 0, 1000),), demanded=True)
+    with reading(FakeStore()) as files:
+        blocks = files.blocks
+        assert blocks.demand(fetch, Deadline.after(time.monotonic, PATIENCE)) is fetch
+        assert blocks.bind(fetch)
+        assert fetch.begin()
+        assert blocks._bound["aws"] == 1000
+        blocks.arrived(fetch, from_disk=0)
+        assert blocks.bind(fetch)
+        assert blocks._bound["aws"] == 0
+        blocks.landed(fetch, [memoryview(bytes(1000))])
 
 
 def test_who_waits_for_a_cache_disk_that_hangs_can_be_killed() -> None:
