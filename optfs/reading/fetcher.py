@@ -11,7 +11,8 @@ Rules:
   own, for the same reason.
 - A disk may hang, too: nobody has begun a fetch that is looked for. What the disk doesn't give a reader in time is asked of the store (`go_on`), and
   until a look tells that the disk answers nothing else is looked for, but for what one reader wants every `TRY_AGAIN` seconds. One that finds
-  nothing tells so only if it took long: what isn't in the folder takes no disk, and each look that it lets others begin may hang, too.
+  nothing tells so only if it took long: what isn't in the folder takes no disk, and each look that it lets others begin may hang, too. What a look
+  finds after all is given to the readers, whatever the store does (`Fetch.overtake`).
 - A fetch ahead that a reader comes for while it is queued is queued again, before all others; the job that comes second finds it taken.
 - A fetch that nobody waits for any more ends in the queue, or between two tries.
 - Failures of fetches ahead are logged for debugging only. A bug or want of memory in here ends the fetch, not the reader's patience.
@@ -165,12 +166,15 @@ class Fetcher:
                     fetch.found = found
                 fetch.missed = True
                 return False
+            view = _whole(found)
         except BaseException:
             if fetch.begin():
                 raise
             return True  # it is in a worker's hands already, or ended: not to be ended by this
         if fetch.begin():
-            self._take(fetch, found)
+            self._land(fetch, view, [], fetch.length)
+        else:
+            fetch.overtake(view)
         return True
 
     def _submit(self, fetch: Fetch) -> None:
@@ -234,11 +238,6 @@ class Fetcher:
         if None in found and (run := self._cached_run(fetch)) is not None:
             found = [run]
         return [self._cached_pieces(fetch)] if found == [None] else found
-
-    def _take(self, fetch: Fetch, found: _Found) -> None:
-        """Hand over what the block cache had, all of it."""
-        data = [part for part in found if part is not None]
-        self._land(fetch, memoryview(data[0] if len(data) == 1 else b"".join(data)).toreadonly(), [], fetch.length)
 
     def _bring(self, fetch: Fetch) -> None:
         if (fetch.missed or not self._found(fetch)) and fetch.begin():
@@ -323,6 +322,12 @@ class Fetcher:
     def _key(self, info: ObjectInfo, part: Part) -> BlockKey:
         uri = self._stores[info.provider].root.uri(info.key)
         return BlockKey(uri, info.version, info.size, part[1], part[2])
+
+
+def _whole(found: _Found) -> memoryview:
+    """Return what the block cache had, all of it, as one."""
+    data = [part for part in found if part is not None]
+    return memoryview(data[0] if len(data) == 1 else b"".join(data)).toreadonly()
 
 
 def _out_of_memory() -> OutOfMemory:

@@ -107,7 +107,7 @@ class Fetch:
         self._waiting = 0
         """How many readers wait."""
         self._deserted = False
-        """Whether the last reader that waited left without its bytes."""
+        """Whether the last reader that waited left without its bytes, or has them from elsewhere."""
         self._view: memoryview | None = None
         self._error: OptfsError | None = None
 
@@ -205,8 +205,18 @@ class Fetch:
                 self._wanted = 0
                 self._changed.notify_all()
 
+    def overtake(self, view: memoryview) -> None:
+        """The block cache had all bytes after all: readers needn't wait for the store that brings them, whose worker may break off."""
+        with self._changed:
+            if self._state is State.RUNNING:
+                self._view = view
+                self._filled = self.length
+                self._deserted = self.speculative = True
+                self._wanted = 0
+                self._changed.notify_all()
+
     def finish(self, view: memoryview) -> None:
-        """All bytes are there, in `view`. Where `fill` set a buffer, what it holds below the watermark is the same."""
+        """All bytes are there, in `view`. What an earlier view holds of them below the watermark is the same."""
         with self._changed:
             self._view = view
             self._filled = self.length

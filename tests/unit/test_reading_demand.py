@@ -10,7 +10,7 @@ from dataclasses import replace
 import pytest
 
 from optfs.cache.protocol import BlockKey
-from optfs.errors import Abandoned, DeadlineExceeded, OutOfMemory
+from optfs.errors import Abandoned, DeadlineExceeded, OutOfMemory, ServiceError
 from optfs.reading import files as reading_files
 from optfs.reading.blocks import Blocks
 from optfs.reading.fetcher import TRY_AGAIN
@@ -254,6 +254,25 @@ def test_a_cache_disk_that_was_only_slow_is_a_cache_again() -> None:
         check(files.open(info("held", 1000), nothing_follows), 0, 1000)
         assert [key for key, _, _ in store.requests].count("held") == 1
         assert not files.fetcher._hangs
+
+
+def test_what_a_slow_cache_disk_gives_at_last_is_read_while_the_store_is_silent(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A disk that had to spin up: what it holds is readable without a network, and the store's failure is nobody's answer."""
+    monkeypatch.setattr(reading_files, "LOOK_PATIENCE", 0.05)
+    store, cache = FakeStore(), HangingCache()
+    store.gate.clear()
+    store.fail = lambda _info, _start: ServiceError("no network")
+    cache.blocks[BlockKey("s3://bucket/held", "1", 1000, 0, 1000)] = contents("held", 0, 1000)
+    with reading(store, cache) as files:
+        reader = started(check, files.open(info("held", 1000), nothing_follows), 0, 1000)
+        until(lambda: bool(store.requests))
+        cache.gate.set()
+        ended(reader)
+        assert files.counters().read_bytes == 1000
+        store.gate.set()
+        assert files.blocks.wait_idle(Deadline.after(time.monotonic, PATIENCE))
+        check(files.open(info("held", 1000), nothing_follows), 0, 1000)
+        assert len(store.requests) == 1
 
 
 def test_a_read_of_many_ranges_waits_for_a_cache_disk_that_hangs_once() -> None:
