@@ -236,6 +236,8 @@ class Blocks:
                 self._forget(fetch)
             for part, view in zip(fetch.parts, views, strict=True):
                 self._insert(part, view, read=fetch.used)
+                if fetch.passed and part in self._read:
+                    self._evict_read(part)
             self._room.notify_all()
 
     def failed(self, fetch: Fetch, error: OptfsError) -> None:
@@ -270,11 +272,13 @@ class Blocks:
                 self._room.notify_all()
 
     def drop(self, part: Part) -> None:
-        """Give up a part that a stream has passed."""
+        """Give up a part that a stream has passed, or as soon as the cache's writer has taken it."""
         with self._lock:
             if part in self._read:
                 self._evict_read(part)
                 self._room.notify_all()
+            elif part in self._flights:
+                self._flights[part].passed = True
 
     def abandon(self, part: Part) -> None:
         """Nobody will read this part that was fetched ahead, as far as it is known: it goes as if it had been read long ago."""

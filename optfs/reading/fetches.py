@@ -64,6 +64,7 @@ class Fetch:
         "length",
         "missed",
         "parts",
+        "passed",
         "spare",
         "speculative",
         "start",
@@ -83,6 +84,8 @@ class Fetch:
         """Whether room is taken for it; guarded as `used` is."""
         self.bound = not demanded
         """Whether a store may have to bring it, so that its room counts as that store's; guarded as `used` is."""
+        self.passed = False
+        """Whether a stream has passed it, so that its parts needn't be kept when they land; guarded as `used` is."""
         self.missed = False
         """Whether a store is to bring it, or what `found` lacks: written when it is made, by the look, or by a reader that waits for that no longer,
         each before it queues the fetch for the store."""

@@ -440,6 +440,30 @@ def test_a_fetch_that_found_no_room_for_its_store_is_no_attempt() -> None:
         assert b"".join(views) == contents("a", 100, 200)
 
 
+def test_a_block_that_a_stream_passed_as_it_waited_for_the_caches_writer_goes_as_soon_as_that_has_it() -> None:
+    """Else memory fills up with blocks that nobody reads again, and has no room for buffers that come back."""
+
+    class Slow(FakeCache):
+        def __init__(self) -> None:
+            super().__init__()
+            self.gate = threading.Event()
+
+        def put(self, key: BlockKey, data: memoryview) -> None:
+            assert self.gate.wait(PATIENCE)
+            super().put(key, data)
+
+    store, cache = FakeStore(), Slow()
+    size = 8 * BLOCK
+    with reading(store, cache) as files:
+        try:
+            stream(files.open(info("a", size), nothing_follows), 0, size)
+        finally:
+            cache.gate.set()
+        until(lambda: len(cache.blocks) == 8 and not files.blocks._flights)
+        ident = ident_of(info("a", size))
+        assert [at for at in range(8) if files.blocks.known((ident, at * BLOCK, BLOCK))] == [6, 7]
+
+
 def test_a_block_that_waits_for_the_caches_writer_keeps_its_room_and_holds_up_no_reader() -> None:
     """On a slow disk each fetching thread held one that was evicted already, and that nobody counted."""
 
