@@ -242,6 +242,25 @@ def test_a_slow_answer_counts_also_when_others_were_asked_for(monkeypatch: pytes
         assert client(server.url, timeout=9.0).fetch_gcp().root.account == "123"
 
 
+def closed_while_it_asks(asking: ApiClient, reached: threading.Event) -> OptfsError:
+    """Close a client once its request has come as far as `reached`; return what that ended it with."""
+    failures: list[OptfsError] = []
+
+    def ask() -> None:
+        try:
+            asking.fetch_gcp()
+        except OptfsError as error:
+            failures.append(error)
+
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    assert reached.wait(30)
+    asking.close()
+    thread.join(30)
+    assert not thread.is_alive()
+    return failures[0]
+
+
 @pytest.mark.parametrize("slow", [stand_in.hang, stand_in.trickle_headers])
 def test_closing_ends_a_request(slow: Answer) -> None:
     """A mount ends without waiting for the API."""
@@ -251,29 +270,15 @@ def test_closing_ends_a_request(slow: Answer) -> None:
         came.set()
         slow(connection, ended)
 
-    failures: list[OptfsError] = []
     with StandIn(noticed) as server:
         asking = client(server.url, timeout=300.0)
-
-        def ask() -> None:
-            try:
-                asking.fetch_gcp()
-            except OptfsError as error:
-                failures.append(error)
-
-        thread = threading.Thread(target=ask, daemon=True)
-        thread.start()
-        assert came.wait(30)
-        asking.close()
-        thread.join(30)
-        assert not thread.is_alive()
-    assert isinstance(failures[0], ServiceUnavailable)
+        failure = closed_while_it_asks(asking, came)
+    assert isinstance(failure, ServiceUnavailable)
 
 
 def test_a_pause_ends_with_the_mount() -> None:
     """However long the service asked for."""
     answered, pausing = threading.Event(), threading.Event()
-    failures: list[OptfsError] = []
 
     def clock() -> float:
         if answered.is_set():  # asked whether there is time for the pause
@@ -286,21 +291,9 @@ def test_a_pause_ends_with_the_mount() -> None:
 
     with StandIn(busy, answer(200, GCP_BODY)) as server:
         asking = ApiClient(server.url, lambda _: TOKEN, timeout=300.0, clock=clock)
-
-        def ask() -> None:
-            try:
-                asking.fetch_gcp()
-            except OptfsError as error:
-                failures.append(error)
-
-        thread = threading.Thread(target=ask, daemon=True)
-        thread.start()
-        assert pausing.wait(30)
-        asking.close()
-        thread.join(30)
-        assert not thread.is_alive()
+        failure = closed_while_it_asks(asking, pausing)
         assert len(server.seen) == 1
-    assert isinstance(failures[0], ServiceUnavailable)
+    assert isinstance(failure, ServiceUnavailable)
 
 
 def test_nobody_listens() -> None:
