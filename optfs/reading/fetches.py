@@ -50,6 +50,7 @@ class Fetch:
         "_deserted",
         "_error",
         "_filled",
+        "_looked",
         "_state",
         "_view",
         "_waiting",
@@ -92,7 +93,7 @@ class Fetch:
         self.found: list[bytes | bytearray | None] | None = None
         """What the block cache has of each part, if it has some and not all; written by the look, before `missed` is."""
         self.asked_at = float("inf")
-        """When the block cache was asked for it by a reader, by the mount's clock; written once, before that is queued."""
+        """When a reader first wanted it of the block cache, by the mount's clock; written once, before that is queued."""
         self._changed = threading.Condition(threading.Lock())
         # Guarded by _changed: all below. Invariants: _filled never falls; bytes of _view below _filled never change.
         self.demanded = demanded
@@ -104,6 +105,8 @@ class Fetch:
         self.spare: bytearray | None = None
         """A buffer of exactly `length` bytes to fill, if memory had one; goes to who takes it, and back if the block cache had nothing."""
         self._state = State.QUEUED
+        self._looked = False
+        """Whether a look has begun: there is one for a fetch, though it may be queued twice."""
         self._filled = 0
         self._wanted = 0
         """The smallest watermark that would let a waiting reader go; 0: nobody waits."""
@@ -136,6 +139,13 @@ class Fetch:
             self.demanded = True
             self._deserted = False
             return promote
+
+    def begin_look(self) -> bool:
+        """Take it for a look; return False when there was one, or nothing is to be looked for any more."""
+        with self._changed:
+            look = self._state is State.QUEUED and not self._looked
+            self._looked = True
+            return look
 
     def begin(self) -> bool:
         """Take it for a worker; return False when another did, or it was cancelled."""

@@ -33,6 +33,7 @@ from optfs.reading.blocks import Blocks
 from optfs.reading.counters import Counters
 from optfs.reading.fetcher import Fetcher, Gone
 from optfs.reading.fetches import Fetch, Ident, Part, Ticket
+from optfs.reading.lookups import Lookups
 from optfs.reading.readahead import BLOCK, PIECE, AccessPattern, Shares
 from optfs.reading.siblings import Walks
 from optfs.stores.protocol import Store
@@ -47,10 +48,6 @@ _Source = tuple[memoryview | Fetch, int, int, int]
 
 ATTEMPTS = 3
 """How often a reader tries: after fetches ahead that failed or were cancelled as it joined them, its own comes last."""
-
-
-LOOK_PATIENCE = 2.0
-"""Seconds that the block cache has for what a reader waits for, or a third of `--timeout` if that is less: a disk that hangs costs time, not bytes."""
 
 
 def grain_for(limit: int) -> int:
@@ -82,7 +79,7 @@ class Files:
             stores: by provider.
             cache: blocks on disk, or None.
             pools: run the fetches, each those of one provider, so that one that is silent holds up its own alone.
-            looks: runs what finds in the block cache what readers wait for.
+            looks: looks up what the block cache has.
             memory: bound on blocks in memory and on their way to it, bytes; 2 MiB at least. What `cache` still holds of evicted ones, and
                 the workers that offer them to it, comes on top.
             timeout: seconds that one read may take.
@@ -95,7 +92,12 @@ class Files:
         self.clock = clock
         self.block = grain_for(limit)
         self.blocks = Blocks(limit, self.block, clock)
-        self.fetcher = Fetcher(stores, cache, pools, looks, self.blocks, timeout, clock, gone)
+        lookups = None
+        if cache is not None:
+            lookups = Lookups(
+                cache, looks, lambda info: stores[info.provider].root.uri(info.key), block=self.block, timeout=timeout, clock=clock
+            )
+        self.fetcher = Fetcher(stores, lookups, pools, self.blocks, timeout, clock, gone)
         self._lock = threading.Lock()
         # Guarded by _lock: all below.
         self._shares = Shares(limit // 2, 2 * self.block)
@@ -351,7 +353,7 @@ class OpenFile:
             if isinstance(source, memoryview):
                 continue
             try:
-                view = self._wait(source, high - start, deadline)
+                view = self._files.fetcher.wait(source, high - start, deadline)
             except OptfsError as error:
                 if source.failed:
                     continue
@@ -371,7 +373,7 @@ class OpenFile:
                 if source.filled < high - start:
                     sources[:] = map(_trimmed, sources)
                 try:
-                    view = self._wait(source, high - start, deadline)
+                    view = self._files.fetcher.wait(source, high - start, deadline)
                 except OptfsError as error:
                     if isinstance(error, DeadlineExceeded) and not source.failed:
                         self._blocks.overdue(source, error)
@@ -389,20 +391,6 @@ class OpenFile:
             self._leave(sources[at:])
             raise
         return [view[low - start : high - start] for view, start, low, high in sources if isinstance(view, memoryview)]
-
-    def _wait(self, fetch: Fetch, upto: int, deadline: Deadline) -> memoryview:
-        """Wait for bytes; those that the block cache doesn't give in time are asked of the store.
-
-        Time counts from when it was asked: a read of several ranges waits for them one after the other, and a third of `--timeout` for each is all.
-        """
-        if not fetch.missed and fetch.filled < upto:
-            waited = max(0.0, self._files.clock() - fetch.asked_at)
-            try:
-                return fetch.wait(upto, deadline.sooner(min(LOOK_PATIENCE, self._files.timeout / 3) - waited))
-            except DeadlineExceeded:  # also where it failed at this moment: what by, the second wait tells
-                if not fetch.failed and deadline.remaining() > 0:
-                    self._files.fetcher.go_on(fetch)
-        return fetch.wait(upto, deadline)
 
     def _leave(self, sources: list[_Source]) -> None:
         """Want the rest no more."""

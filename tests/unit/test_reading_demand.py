@@ -11,11 +11,11 @@ import pytest
 
 from optfs.cache.protocol import BlockKey
 from optfs.errors import Abandoned, DeadlineExceeded, OutOfMemory, ServiceError
-from optfs.reading import files as reading_files
+from optfs.reading import lookups as reading_lookups
 from optfs.reading.blocks import Blocks
-from optfs.reading.fetcher import TRY_AGAIN
 from optfs.reading.fetches import Fetch, Part
-from optfs.reading.files import ident_of
+from optfs.reading.files import Files, ident_of
+from optfs.reading.lookups import Lookups
 from optfs.reading.readahead import BLOCK, PIECE
 from optfs.stores.protocol import Progress
 from optfs.values import Deadline, MiB, ObjectInfo, Provider, never
@@ -208,10 +208,12 @@ class HangingCache(FakeCache):
         super().__init__()
         self.gate = threading.Event()
         self.asked = threading.Event()
+        self.gets = 0
         self._starve = starve
 
     def get(self, key: BlockKey, into: bytearray | None = None) -> bytes | bytearray | None:
         """Wait, and return a block that was put."""
+        self.gets += 1
         self.asked.set()
         assert self.gate.wait(PATIENCE)
         if self._starve:
@@ -219,9 +221,16 @@ class HangingCache(FakeCache):
         return super().get(key, into)
 
 
+def lookups_of(files: Files) -> Lookups:
+    """Return what knows whether the cache's disk hangs."""
+    lookups = files.fetcher._lookups
+    assert lookups is not None
+    return lookups
+
+
 def test_a_cache_disk_that_hangs_is_no_cache(monkeypatch: pytest.MonkeyPatch) -> None:
     """What it doesn't give in time comes from the store, also what was to be fetched ahead; until it answers nothing else waits for it."""
-    monkeypatch.setattr(reading_files, "LOOK_PATIENCE", 0.05)
+    monkeypatch.setattr(reading_lookups, "PATIENCE", 0.05)
     store, cache = FakeStore(), HangingCache()
     cache.blocks[BlockKey("s3://bucket/held", "1", 1000, 0, 1000)] = contents("held", 0, 1000)
     with reading(store, cache) as files:
@@ -233,32 +242,76 @@ def test_a_cache_disk_that_hangs_is_no_cache(monkeypatch: pytest.MonkeyPatch) ->
             assert ("held", 0, 1000) in store.requests
         finally:
             cache.gate.set()
-        until(lambda: not files.fetcher._hangs)
+        until(lambda: not lookups_of(files).hangs())
         requests = len(store.requests)
         files.blocks.clear()
         check(files.open(info("held", 1000), nothing_follows), 0, 1000)
         assert len(store.requests) == requests
 
 
-def test_a_cache_disk_that_was_only_slow_is_a_cache_again() -> None:
-    """Its look had ended when a reader gave up waiting, so that no end of one tells: after a while one reader tries."""
-    store, cache, clock = FakeStore(), FakeCache(), HandClock()
+def test_a_cache_disk_is_asked_again_as_soon_as_it_has_answered() -> None:
+    """Also by who fetches ahead: a stream on its way notices, though it waits for nothing; and meanwhile nobody asks it."""
+    store, cache, clock = FakeStore(), HangingCache(), HandClock()
+    held = info("held", 1000)
     cache.blocks[BlockKey("s3://bucket/held", "1", 1000, 0, 1000)] = contents("held", 0, 1000)
     with reading(store, cache, clock=clock) as files:
-        late = Fetch(info("late", 1000), ((ident_of(info("late", 1000)), 0, 1000),), demanded=True)
-        files.fetcher.go_on(late)
-        check(files.open(info("held", 1000), nothing_follows), 0, 1000)
-        assert ("held", 0, 1000) in store.requests
-        files.blocks.clear()
-        clock.now += TRY_AGAIN
-        check(files.open(info("held", 1000), nothing_follows), 0, 1000)
-        assert [key for key, _, _ in store.requests].count("held") == 1
-        assert not files.fetcher._hangs
+        try:
+            assert files.fetcher.ahead(info("late", 1000), ((ident_of(info("late", 1000)), 0, 1000),))
+            assert cache.asked.wait(PATIENCE)
+            assert not lookups_of(files).hangs()
+            clock.now += reading_lookups.PATIENCE
+            assert lookups_of(files).hangs()
+            for name in ("a", "b", "c", "d"):
+                check(files.open(info(name, 1000), nothing_follows), 0, 1000)
+            assert cache.gets == 1
+            assert files.fetcher.ahead(info("e", 1000), ((ident_of(info("e", 1000)), 0, 1000),))
+            until(lambda: len(store.requests) == 5)
+        finally:
+            cache.gate.set()
+        until(lambda: not lookups_of(files).hangs())
+        assert files.fetcher.ahead(held, ((ident_of(held), 0, 1000),))
+        until(lambda: files.blocks.find((ident_of(held), 0, 1000), 0) is not None)
+    assert sorted(key for key, _, _ in store.requests) == ["a", "b", "c", "d", "e", "late"]
+
+
+def test_a_cache_disk_that_hangs_holds_no_thread_that_could_fetch() -> None:
+    """It may begin to hang under a stream of cached blocks, all of whose fetches ahead look for them at that moment."""
+    store, cache, clock = FakeStore(), HangingCache(), HandClock()
+    with reading(store, cache, clock=clock, threads=3) as files:
+        try:
+            for number in range(12):
+                assert files.fetcher.ahead(info(f"ahead-{number}", 1000), ((ident_of(info(f"ahead-{number}", 1000)), 0, 1000),))
+            assert cache.asked.wait(PATIENCE)
+            clock.now += reading_lookups.PATIENCE
+            check(files.open(info("a", 1000), nothing_follows), 0, 1000)
+            check(files.open(info("ahead-0", 1000), nothing_follows), 0, 1000)
+            check(files.open(info("ahead-11", 1000), nothing_follows), 0, 1000)
+            assert [key for key, _, _ in store.requests] == ["a", "ahead-0", "ahead-11"]
+        finally:
+            cache.gate.set()
+
+
+def test_what_is_fetched_ahead_is_looked_for_once_though_a_reader_comes_for_it() -> None:
+    """A stream from the cache would read each block twice that it catches up with."""
+    store, cache = FakeStore(), HangingCache()
+    held = info("held", 1000)
+    cache.blocks[BlockKey("s3://bucket/held", "1", 1000, 0, 1000)] = contents("held", 0, 1000)
+    with reading(store, cache) as files:
+        assert files.fetcher.ahead(held, ((ident_of(held), 0, 1000),))
+        assert cache.asked.wait(PATIENCE)
+        reader = started(check, files.open(held, nothing_follows), 0, 1000)
+        flight = files.blocks.flight((ident_of(held), 0, 1000))
+        assert flight is not None
+        until(lambda: flight.demanded)
+        cache.gate.set()
+        ended(reader)
+    assert cache.gets == 1
+    assert store.requests == []
 
 
 def test_what_a_slow_cache_disk_gives_at_last_is_read_while_the_store_is_silent(monkeypatch: pytest.MonkeyPatch) -> None:
     """A disk that had to spin up: what it holds is readable without a network, and the store's failure is nobody's answer."""
-    monkeypatch.setattr(reading_files, "LOOK_PATIENCE", 0.05)
+    monkeypatch.setattr(reading_lookups, "PATIENCE", 0.05)
     store, cache = FakeStore(), HangingCache()
     store.gate.clear()
     store.fail = lambda _info, _start: ServiceError("no network")
@@ -287,7 +340,7 @@ def test_a_read_of_many_ranges_waits_for_a_cache_disk_that_hangs_once() -> None:
             cache.gate.set()
 
 
-def test_who_has_no_time_left_does_not_say_that_the_cache_disk_hangs() -> None:
+def test_who_has_no_time_left_asks_no_store_for_what_the_cache_is_asked_for() -> None:
     """It has waited for room, say, and the disk was asked a moment ago."""
     store, cache = FakeStore(), HangingCache()
     with reading(store, cache) as files:
@@ -297,7 +350,6 @@ def test_who_has_no_time_left_does_not_say_that_the_cache_disk_hangs() -> None:
             sources = file._sources(0, 1000, deadline)
             with pytest.raises(DeadlineExceeded):
                 file._collect(sources, deadline, 1)
-            assert not files.fetcher._hangs
             assert store.requests == []
         finally:
             cache.gate.set()
@@ -305,7 +357,7 @@ def test_who_has_no_time_left_does_not_say_that_the_cache_disk_hangs() -> None:
 
 def test_a_look_that_fails_as_its_reader_gives_up_waiting_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
     """It isn't said that the read took longer than --timeout: only the disk's time was over."""
-    monkeypatch.setattr(reading_files, "LOOK_PATIENCE", 0.05)
+    monkeypatch.setattr(reading_lookups, "PATIENCE", 0.05)
     store, cache = FakeStore(), HangingCache()
     real = Fetch.wait
 
@@ -321,23 +373,6 @@ def test_a_look_that_fails_as_its_reader_gives_up_waiting_is_tried_again(monkeyp
     monkeypatch.setattr(Fetch, "wait", wait)
     with reading(store, cache) as files:
         check(files.open(info("a", 1000), nothing_follows), 0, 1000)
-
-
-def test_what_is_not_in_the_cache_does_not_tell_that_its_disk_answers() -> None:
-    """The kernel knows that there is no such file; each look for one that there is would hang again."""
-    store, cache = FakeStore(), FakeCache()
-    clock = HandClock()
-    cache.blocks[BlockKey("s3://bucket/held", "1", 1000, 0, 1000)] = contents("held", 0, 1000)
-    with reading(store, cache, clock=clock) as files:
-        hanging = Fetch(info("late", 1000), ((ident_of(info("late", 1000)), 0, 1000),), demanded=True)
-        files.fetcher.go_on(hanging)
-        clock.now += TRY_AGAIN
-        check(files.open(info("new", 1000), nothing_follows), 0, 1000)
-        assert files.fetcher._hangs
-        check(files.open(info("held", 1000), nothing_follows), 0, 1000)
-        assert ("held", 0, 1000) in store.requests
-        files.fetcher._found(hanging)  # it has ended: the disk answers
-        assert not files.fetcher._hangs
 
 
 def test_what_has_arrived_is_not_counted_as_its_store_s_again() -> None:
