@@ -236,8 +236,8 @@ class Blocks:
                 self._forget(fetch)
             for part, view in zip(fetch.parts, views, strict=True):
                 self._insert(part, view, read=fetch.used)
-                if fetch.passed and part in self._read:
-                    self._evict_read(part)
+                if fetch.passed:
+                    self._give_up(part)
             self._room.notify_all()
 
     def failed(self, fetch: Fetch, error: OptfsError) -> None:
@@ -281,12 +281,20 @@ class Blocks:
                 self._flights[part].passed = True
 
     def abandon(self, part: Part) -> None:
-        """Nobody will read this part that was fetched ahead, as far as it is known: it goes as if it had been read long ago."""
+        """Nobody will read this part that was fetched ahead or is being so, as far as it is known: it goes before others."""
         with self._lock:
-            fresh = self._ahead.get(part)
-            if fresh is not None:
-                self._ahead[part] = (fresh[0], float("-inf"))
-                self._ahead.move_to_end(part, last=False)
+            if part in self._ahead:
+                self._give_up(part)
+            elif part in self._flights and not self._flights[part].used:
+                self._flights[part].passed = True
+
+    def _give_up(self, part: Part) -> None:
+        """Evict a part that was read, and have one that wasn't go first."""
+        if part in self._read:
+            self._evict_read(part)
+        elif part in self._ahead:
+            self._ahead[part] = (self._ahead[part][0], float("-inf"))
+            self._ahead.move_to_end(part, last=False)
 
     def count_read(self, length: int) -> None:
         """Count bytes handed out that a fetch brought."""
@@ -353,6 +361,7 @@ class Blocks:
         flight = self._flights.get(part)
         if flight is not None:
             flight.used = True
+            flight.passed = False
         return flight
 
     def _admit(self, fetch: Fetch) -> None:

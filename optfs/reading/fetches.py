@@ -86,7 +86,8 @@ class Fetch:
         self.bound = not demanded
         """Whether a store may have to bring it, so that its room counts as that store's; guarded as `used` is."""
         self.passed = False
-        """Whether a stream has passed it, so that its parts needn't be kept when they land; guarded as `used` is."""
+        """Whether a stream has passed it, or the file that it was fetched ahead for was closed, so that its parts needn't be kept when they land;
+        guarded as `used` is."""
         self.missed = False
         """Whether a store is to bring it, or what `found` lacks: written when it is made, by the look, or by a reader that waits for that no longer,
         each before it queues the fetch for the store."""

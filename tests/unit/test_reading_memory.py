@@ -77,6 +77,47 @@ def test_abandoned_fetches_ahead_make_room_after_a_while() -> None:
         assert files.counters().unused_bytes == block
 
 
+def test_what_arrives_for_a_stream_that_was_closed_makes_room_at_once() -> None:
+    """As what had arrived before. `head` and then the whole file: the first one's last blocks took half of the memory for ten seconds."""
+    store, clock = FakeStore(), HandClock()
+    size = 64 * MiB
+    with reading(store, memory=16 * MiB, clock=clock) as files:
+        block = files.block
+        head = files.open(info("big", size), nothing_follows)
+        store.gated = lambda _info, start: start >= 4 * block
+        store.gate.clear()
+        stream(head, 0, 4 * block, block // 4)
+        until(lambda: any(start >= 4 * block for _, start, _ in store.requests))
+        head.close()
+        store.gate.set()
+        until(lambda: not files.blocks._flights)
+        assert files.counters().fresh_bytes >= block
+        for at in range(15):
+            other = info(f"other-{at}", block)
+            assert files.fetcher.ahead(other, ((ident_of(other), 0, block),)) is not False
+            until(lambda: not files.blocks._flights)
+
+
+def test_what_a_closed_stream_fetched_ahead_stays_for_a_reader_that_came_for_it_meanwhile() -> None:
+    """Another program that reads the same file."""
+    store = FakeStore()
+    big = info("big", 64 * MiB)
+    with reading(store, memory=16 * MiB) as files:
+        part = (ident_of(big), 0, files.block)
+        store.gate.clear()
+        assert files.fetcher.ahead(big, (part,))
+        files.blocks.abandon(part)
+        reader = started(check, files.open(big, nothing_follows), 0, 1000)
+        flight = files.blocks.flight(part)
+        assert flight is not None
+        until(lambda: flight.demanded)
+        store.gate.set()
+        ended(reader)
+        until(lambda: not files.blocks._flights)
+        assert files.blocks.find(part, 0) is not None
+        assert part in files.blocks._read
+
+
 @pytest.mark.parametrize("memory", [1, 2 * MiB, 8 * MiB])
 def test_many_readers_with_little_memory_all_get_their_bytes(memory: int) -> None:
     """No reader waits for another that waits for it."""
