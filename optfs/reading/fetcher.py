@@ -6,9 +6,9 @@ parts, in order, so that the watermark rises, and offered to the block cache.
 Rules:
 
 - Looks have threads of their own, and each provider's requests have: who is silent holds up its own alone.
-- A disk may hang: nobody has begun a fetch that is looked for. What the disk doesn't give a reader in time is asked of the store (`go_on`), and
-  nothing else is looked for until it answers. What a look finds after all is given to the readers, whatever the store does
-  (`Fetch.overtake`).
+- A disk may hang: nobody has begun a fetch that is looked for. What the disk doesn't give a reader in time is asked of the store (`wait`), and
+  nothing else is looked for until it answers, but for what a reader wants now and then, of which the store is asked at once. What a look finds
+  after all is given to the readers, whatever the store does (`Fetch.overtake`).
 - A fetch ahead that a reader comes for while it is queued is queued again, before all others; the job that comes second finds it taken.
 - A fetch that nobody waits for any more ends in the queue, or between two tries.
 - Failures of fetches ahead are logged for debugging only. A bug or want of memory in here ends the fetch, not the reader's patience.
@@ -16,6 +16,7 @@ Rules:
 Locks: none of its own. Called with no lock held.
 """
 
+import contextlib
 import logging
 import traceback
 from collections.abc import Callable, Mapping
@@ -68,10 +69,10 @@ class Fetcher:
         With `missed` the block cache isn't asked first: it was, and lacks some of them. Raises as `Blocks.demand` does, where `let_go` is told.
         """
         fetch = Fetch(info, parts, demanded=True)
-        fetch.bound = fetch.missed = missed or not self._may_look()
+        fetch.bound = fetch.missed = missed or self._lookups is None
         admitted = self._blocks.demand(fetch, deadline, let_go)
         if admitted is fetch:
-            self._start(fetch)
+            self._start_demanded(fetch)
         elif admitted is not None:
             self.join(admitted)
         return admitted
@@ -79,15 +80,12 @@ class Fetcher:
     def join(self, fetch: Fetch) -> None:
         """Note that a reader wants a fetch that somebody else began."""
         if fetch.demand():
-            if fetch.missed or self._may_look():
-                self._start(fetch)
-            else:
-                self._ask_store(fetch)
+            self._start_demanded(fetch)
 
     def ahead(self, info: ObjectInfo, parts: tuple[Part, ...]) -> Fetch | bool:
         """Queue a fetch that nobody waits for and return it; True: it is known already; False: there is no room now."""
         fetch = Fetch(info, parts, demanded=False)
-        fetch.missed = not self._may_look()
+        fetch.missed = self._lookups is None or self._lookups.hangs()
         admitted = self._blocks.ahead(fetch)
         if not admitted:
             return admitted is None
@@ -109,17 +107,23 @@ class Fetcher:
                     self._ask_store(fetch)
         return fetch.wait(upto, deadline)
 
-    def _may_look(self) -> bool:
-        return self._lookups is not None and not self._lookups.hangs()
+    def _start_demanded(self, fetch: Fetch) -> None:
+        """Start what a reader waits for; asked after the wait for room, in which a disk may have begun to hang."""
+        fetch.asked_at = self._clock()
+        if fetch.missed or self._lookups is None or not self._lookups.hangs():
+            self._start(fetch)
+            return
+        if self._lookups.may_try():  # whoever is first, and though the store is: the disk may answer again
+            with contextlib.suppress(MemoryError):
+                self._lookups.submit(partial(self._guard, fetch, self._bring_cached, self._lookups), Priority.DEMAND)
+        self._ask_store(fetch)
 
     def _start(self, fetch: Fetch) -> None:
         """Queue a fetch for the block cache, or for its store if that has been asked or isn't to be."""
         if fetch.missed or self._lookups is None:
             self._submit(fetch)
-            return
-        if fetch.demanded:
-            fetch.asked_at = self._clock()
-        self._queue(self._lookups.submit, self._look, fetch)
+        else:
+            self._queue(self._lookups.submit, self._look, fetch)
 
     def _submit(self, fetch: Fetch) -> None:
         """Queue a fetch for its store."""
@@ -145,11 +149,13 @@ class Fetcher:
 
     def _look(self, ticket: Ticket) -> None:
         fetch = ticket.fetch
-        if fetch is not None and self._lookups is not None and fetch.begin_look():
+        if fetch is not None and self._lookups is not None:
             self._guard(fetch, self._bring_cached, self._lookups)
 
     def _bring_cached(self, fetch: Fetch, lookups: Lookups) -> None:
         """Bring a fetch from the block cache if that has all of it, else hand it on to its store."""
+        if not fetch.begin_look():
+            return
         try:
             buffer = fetch.take_buffer()
             found = lookups.find(fetch, buffer)
@@ -170,7 +176,7 @@ class Fetcher:
 
     def _run(self, ticket: Ticket) -> None:
         fetch = ticket.fetch
-        if fetch is not None and fetch.begin():
+        if fetch is not None:
             self._guard(fetch, self._receive)
 
     def _guard(self, fetch: Fetch, work: Callable[[Fetch, *_Arguments], None], *arguments: *_Arguments) -> None:
@@ -206,6 +212,8 @@ class Fetcher:
 
     def _receive(self, fetch: Fetch) -> None:
         """Have the store bring what the block cache lacks."""
+        if not fetch.begin():
+            return
         found: Found = fetch.found or [None] * len(fetch.parts)
         fetch.found = None
         view = memoryview(fetch.take_buffer())

@@ -142,11 +142,10 @@ class Fetch:
             return promote
 
     def begin_look(self) -> bool:
-        """Take it for a look; return False when there was one, or nothing is to be looked for any more."""
+        """Take it for a look; return False when another did."""
         with self._changed:
-            look = self._state is State.QUEUED and not self._looked
-            self._looked = True
-            return look
+            looked, self._looked = self._looked, True
+            return not looked
 
     def begin(self) -> bool:
         """Take it for a worker; return False when another did, or it was cancelled."""
@@ -207,9 +206,10 @@ class Fetch:
                 self.spare = buffer
 
     def fill(self, view: memoryview) -> None:
-        """Set the buffer that bytes will arrive in."""
+        """Set the buffer that bytes will arrive in, unless they have come from elsewhere meanwhile (`overtake`)."""
         with self._changed:
-            self._view = view
+            if not self._filled:
+                self._view = view
 
     def advance(self, filled: int) -> None:
         """Raise the watermark to `filled` bytes."""

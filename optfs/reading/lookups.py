@@ -7,8 +7,9 @@ Rules:
 
 - Nothing but looks runs in these threads, and looks run in no others: a store that is silent may hold all threads of its pool for the whole of
   `--timeout`, and what is cached stays readable meanwhile; a disk that hangs holds no thread that could bring bytes from a store.
-- The disk hangs as long as a look is running that began more than `patience` seconds ago. So it is the looks that hang which tell, by ending,
-  that the disk answers; nothing else is asked of it before that.
+- The disk hangs as long as a look is running that began more than `patience` seconds ago, unless one that began later found something in time: then
+  it is that one read which hangs. So looks that hang tell, by ending, that the disk answers; and every `TRY_AGAIN` seconds another may try,
+  as long as enough threads are left. What isn't in the folder tells nothing: the kernel knows that without the disk.
 
 Lock: `_lock` guards what stands below it. It is a leaf, held over nothing else.
 """
@@ -27,6 +28,12 @@ logger = logging.getLogger(__name__)
 
 PATIENCE = 2.0
 """Seconds that the block cache has for what a reader waits for, or a third of `--timeout` if that is less: a disk that hangs costs time, not bytes."""
+
+TRY_AGAIN = 5.0
+"""Seconds. Each look at a disk that hangs takes a thread."""
+
+MOST_HANGING = 4
+"""Looks that may hang, each on its own, while others are tried: half of the threads."""
 
 Found = list[bytes | bytearray | None]
 """What the block cache has: of each part of a fetch, or of all of them as one."""
@@ -50,8 +57,11 @@ class Lookups:
         self.patience = min(PATIENCE, timeout / 3)
         """How long a reader waits for a look, seconds."""
         self._lock = threading.Lock()
-        # Guarded by _lock: all below. The looks that run, the oldest first, with the time when each began; whether it was logged that one hangs.
+        # Guarded by _lock: all below. The looks that run, the oldest first, with the time when each began; how many more run that count
+        # as hanging each on its own; when one was last let try; whether it was logged that the disk hangs.
         self._running: dict[Fetch, float] = {}
+        self._stuck = 0
+        self._tried_at = 0.0
         self._logged = False
 
     def hangs(self) -> bool:
@@ -68,15 +78,39 @@ class Lookups:
             logger.info("the cache's disk doesn't answer: what it holds is fetched again until it does")
         return True
 
+    def may_try(self) -> bool:
+        """Return whether it is time to try whether the disk, which seems to hang, answers."""
+        with self._lock:
+            now = self._clock()
+            if now - self._tried_at < TRY_AGAIN or self._stuck + len(self._running) >= MOST_HANGING:
+                return False
+            self._tried_at = now
+            return True
+
     def find(self, fetch: Fetch, buffer: bytearray) -> Found:
         """Return what the block cache has of each part, or of all of them as one; a single part is read into `buffer`. One at a time for a fetch."""
+        found: Found = []
+        began = self._clock()
         with self._lock:
-            self._running[fetch] = self._clock()
+            self._running[fetch] = began
         try:
-            return self._find(fetch, buffer)
+            found = self._find(fetch, buffer)
         finally:
             with self._lock:
-                del self._running[fetch]
+                if self._running.pop(fetch, None) is None:
+                    self._stuck -= 1
+                elif found.count(None) < len(found) and self._clock() - began < self.patience:
+                    self._set_aside(began)
+        return found
+
+    def _set_aside(self, began: float) -> None:
+        """The disk has answered a look that began then: what hangs since before that hangs on its own. Called with the lock."""
+        hanging = min(began, self._clock() - self.patience)
+        for fetch, time in list(self._running.items()):
+            if time > hanging or self._stuck >= MOST_HANGING:
+                break
+            del self._running[fetch]
+            self._stuck += 1
 
     def offer(self, info: ObjectInfo, part: Part, view: memoryview) -> None:
         """Have a part kept in the block cache; see `BlockCache.put`."""

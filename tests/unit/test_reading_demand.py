@@ -221,6 +221,16 @@ class HangingCache(FakeCache):
         return super().get(key, into)
 
 
+def part_of(key: str) -> Part:
+    """Return what names the whole of an object of 1000 bytes."""
+    return (ident_of(info(key, 1000)), 0, 1000)
+
+
+def hold(cache: FakeCache, key: str) -> None:
+    """Have an object of 1000 bytes be in the block cache."""
+    cache.blocks[BlockKey(f"s3://bucket/{key}", "1", 1000, 0, 1000)] = contents(key, 0, 1000)
+
+
 def lookups_of(files: Files) -> Lookups:
     """Return what knows whether the cache's disk hangs."""
     lookups = files.fetcher._lookups
@@ -232,7 +242,7 @@ def test_a_cache_disk_that_hangs_is_no_cache(monkeypatch: pytest.MonkeyPatch) ->
     """What it doesn't give in time comes from the store, also what was to be fetched ahead; until it answers nothing else waits for it."""
     monkeypatch.setattr(reading_lookups, "PATIENCE", 0.05)
     store, cache = FakeStore(), HangingCache()
-    cache.blocks[BlockKey("s3://bucket/held", "1", 1000, 0, 1000)] = contents("held", 0, 1000)
+    hold(cache, "held")
     with reading(store, cache) as files:
         try:
             stream(files.open(info("big", 5 * BLOCK), nothing_follows), 0, 5 * BLOCK)
@@ -250,28 +260,132 @@ def test_a_cache_disk_that_hangs_is_no_cache(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_a_cache_disk_is_asked_again_as_soon_as_it_has_answered() -> None:
-    """Also by who fetches ahead: a stream on its way notices, though it waits for nothing; and meanwhile nobody asks it."""
+    """Also by who fetches ahead: a stream on its way notices, though it waits for nothing. Meanwhile it is tried now and then, and nobody waits."""
     store, cache, clock = FakeStore(), HangingCache(), HandClock()
-    held = info("held", 1000)
-    cache.blocks[BlockKey("s3://bucket/held", "1", 1000, 0, 1000)] = contents("held", 0, 1000)
     with reading(store, cache, clock=clock) as files:
         try:
-            assert files.fetcher.ahead(info("late", 1000), ((ident_of(info("late", 1000)), 0, 1000),))
+            assert files.fetcher.ahead(info("late", 1000), (part_of("late"),))
             assert cache.asked.wait(PATIENCE)
             assert not lookups_of(files).hangs()
             clock.now += reading_lookups.PATIENCE
             assert lookups_of(files).hangs()
-            for name in ("a", "b", "c", "d"):
+            for name in ("a", "b", "c"):
                 check(files.open(info(name, 1000), nothing_follows), 0, 1000)
-            assert cache.gets == 1
-            assert files.fetcher.ahead(info("e", 1000), ((ident_of(info("e", 1000)), 0, 1000),))
-            until(lambda: len(store.requests) == 5)
+            until(lambda: cache.gets == 2)
+            clock.now += reading_lookups.TRY_AGAIN
+            for name in ("d", "e"):
+                check(files.open(info(name, 1000), nothing_follows), 0, 1000)
+            until(lambda: cache.gets == 3)
+            assert files.fetcher.ahead(info("f", 1000), (part_of("f"),))
+            until(lambda: len(store.requests) == 6)
         finally:
             cache.gate.set()
         until(lambda: not lookups_of(files).hangs())
-        assert files.fetcher.ahead(held, ((ident_of(held), 0, 1000),))
-        until(lambda: files.blocks.find((ident_of(held), 0, 1000), 0) is not None)
-    assert sorted(key for key, _, _ in store.requests) == ["a", "b", "c", "d", "e", "late"]
+        hold(cache, "held")
+        assert files.fetcher.ahead(info("held", 1000), (part_of("held"),))
+        until(lambda: files.blocks.find(part_of("held"), 0) is not None)
+    assert sorted(key for key, _, _ in store.requests) == ["a", "b", "c", "d", "e", "f", "late"]
+
+
+class BadSector(HangingCache):
+    """A block cache whose disk answers for all blocks but some; each look for one of those hangs."""
+
+    def __init__(self, *bad: str) -> None:
+        super().__init__()
+        self._bad = bad
+
+    def get(self, key: BlockKey, into: bytearray | None = None) -> bytes | bytearray | None:
+        """Return a block that was put, if it is well."""
+        return super().get(key, into) if key.uri.removeprefix("s3://bucket/") in self._bad else FakeCache.get(self, key, into)
+
+
+def test_one_block_that_hangs_takes_no_other_out_of_the_cache() -> None:
+    """The disk answers for the others: what is cached stays readable without a network."""
+    store, cache, clock = FakeStore(), BadSector("bad"), HandClock()
+    for name in ("new", "held", "other"):
+        hold(cache, name)
+    with reading(store, cache, clock=clock) as files:
+        try:
+            assert files.fetcher.ahead(info("bad", 1000), (part_of("bad"),))
+            assert cache.asked.wait(PATIENCE)
+            clock.now += reading_lookups.PATIENCE
+            assert lookups_of(files).hangs()
+            check(files.open(info("new", 1000), nothing_follows), 0, 1000)
+            until(lambda: not lookups_of(files).hangs())
+            store.fail = lambda _info, _start: ServiceError("no network")
+            for name in ("held", "other"):
+                check(files.open(info(name, 1000), nothing_follows), 0, 1000)
+        finally:
+            cache.gate.set()
+        until(lambda: lookups_of(files)._stuck == 0)
+        assert lookups_of(files)._running == {}
+
+
+def test_what_is_not_in_the_cache_does_not_tell_that_its_disk_answers() -> None:
+    """The kernel knows that there is no such file; each look for one that there is would hang again."""
+    store, cache, clock = FakeStore(), BadSector("bad"), HandClock()
+    with reading(store, cache, clock=clock) as files:
+        try:
+            assert files.fetcher.ahead(info("bad", 1000), (part_of("bad"),))
+            assert cache.asked.wait(PATIENCE)
+            clock.now += reading_lookups.PATIENCE
+            assert lookups_of(files).hangs()
+            check(files.open(info("new", 1000), nothing_follows), 0, 1000)
+            until(lambda: len(lookups_of(files)._running) == 1)
+            assert lookups_of(files).hangs()
+        finally:
+            cache.gate.set()
+
+
+def test_a_disk_that_began_to_hang_while_a_reader_waited_for_room_is_not_waited_for() -> None:
+    """Its time may be over by then, though the store would answer."""
+    store, cache, clock = FakeStore(), HangingCache(), HandClock()
+    with reading(store, cache, clock=clock) as files:
+        try:
+            assert files.fetcher.ahead(info("late", 1000), (part_of("late"),))
+            assert cache.asked.wait(PATIENCE)
+            real = Blocks.demand
+
+            def demand(blocks: Blocks, fetch: Fetch, deadline: Deadline, let_go: Callable[[], None]) -> Fetch | None:
+                clock.now += reading_lookups.PATIENCE
+                return real(blocks, fetch, deadline, let_go)
+
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(Blocks, "demand", demand)
+                check(files.open(info("a", 1000), nothing_follows), 0, 1000)
+            assert ("a", 0, 1000) in store.requests
+        finally:
+            cache.gate.set()
+
+
+def test_what_a_look_gave_at_last_stays_what_readers_are_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where the store's worker has just begun, and only then says which buffer it fills: it is empty."""
+    monkeypatch.setattr(reading_lookups, "PATIENCE", 0.05)
+    store, cache = FakeStore(), HangingCache()
+    store.gate.clear()
+    hold(cache, "held")
+    begun, overtaken = threading.Event(), threading.Event()
+    fill, overtake = Fetch.fill, Fetch.overtake
+
+    def late_fill(fetch: Fetch, view: memoryview) -> None:
+        begun.set()
+        assert overtaken.wait(PATIENCE)
+        fill(fetch, view)
+
+    def told_overtake(fetch: Fetch, view: memoryview) -> None:
+        overtake(fetch, view)
+        overtaken.set()
+
+    monkeypatch.setattr(Fetch, "fill", late_fill)
+    monkeypatch.setattr(Fetch, "overtake", told_overtake)
+    with reading(store, cache) as files:
+        reader = started(check, files.open(info("held", 1000), nothing_follows), 0, 1000)
+        assert begun.wait(PATIENCE)
+        cache.gate.set()
+        ended(reader)
+        until(lambda: len(store.requests) == 1)
+        check(files.open(info("held", 1000), nothing_follows), 0, 1000)
+        assert files.counters().read_bytes == 2000
 
 
 def test_a_cache_disk_that_hangs_holds_no_thread_that_could_fetch() -> None:
@@ -280,7 +394,7 @@ def test_a_cache_disk_that_hangs_holds_no_thread_that_could_fetch() -> None:
     with reading(store, cache, clock=clock, threads=3) as files:
         try:
             for number in range(12):
-                assert files.fetcher.ahead(info(f"ahead-{number}", 1000), ((ident_of(info(f"ahead-{number}", 1000)), 0, 1000),))
+                assert files.fetcher.ahead(info(f"ahead-{number}", 1000), (part_of(f"ahead-{number}"),))
             assert cache.asked.wait(PATIENCE)
             clock.now += reading_lookups.PATIENCE
             check(files.open(info("a", 1000), nothing_follows), 0, 1000)
@@ -294,13 +408,12 @@ def test_a_cache_disk_that_hangs_holds_no_thread_that_could_fetch() -> None:
 def test_what_is_fetched_ahead_is_looked_for_once_though_a_reader_comes_for_it() -> None:
     """A stream from the cache would read each block twice that it catches up with."""
     store, cache = FakeStore(), HangingCache()
-    held = info("held", 1000)
-    cache.blocks[BlockKey("s3://bucket/held", "1", 1000, 0, 1000)] = contents("held", 0, 1000)
+    hold(cache, "held")
     with reading(store, cache) as files:
-        assert files.fetcher.ahead(held, ((ident_of(held), 0, 1000),))
+        assert files.fetcher.ahead(info("held", 1000), (part_of("held"),))
         assert cache.asked.wait(PATIENCE)
-        reader = started(check, files.open(held, nothing_follows), 0, 1000)
-        flight = files.blocks.flight((ident_of(held), 0, 1000))
+        reader = started(check, files.open(info("held", 1000), nothing_follows), 0, 1000)
+        flight = files.blocks.flight(part_of("held"))
         assert flight is not None
         until(lambda: flight.demanded)
         cache.gate.set()
@@ -315,7 +428,7 @@ def test_what_a_slow_cache_disk_gives_at_last_is_read_while_the_store_is_silent(
     store, cache = FakeStore(), HangingCache()
     store.gate.clear()
     store.fail = lambda _info, _start: ServiceError("no network")
-    cache.blocks[BlockKey("s3://bucket/held", "1", 1000, 0, 1000)] = contents("held", 0, 1000)
+    hold(cache, "held")
     with reading(store, cache) as files:
         reader = started(check, files.open(info("held", 1000), nothing_follows), 0, 1000)
         until(lambda: bool(store.requests))
