@@ -2,8 +2,8 @@
 
 Algorithm: a part (a block, or a piece of one) is resident, in flight, failed a moment ago, or unknown. Room is taken by its length when a
 fetch is admitted and becomes its parts' when it has ended, so the sum never passes `limit`. To make room go, in this order: buffers kept for
-reuse; parts that were read, least recently used first; for a reader also parts fetched ahead and not read yet, newest first (the oldest are
-wanted next), and then fetches ahead that no worker has begun.
+reuse; parts fetched ahead that nobody will read; parts that were read, least recently used first; for a reader also other parts fetched ahead and
+not read yet, newest first (the oldest are wanted next), and then fetches ahead that no worker has begun.
 
 Rules:
 
@@ -40,6 +40,8 @@ SHARE = 3 / 4
 RESERVE = 1 / 8
 FAILURE_HOLDS = 0.5
 FRESH = 10.0
+ABANDONED = float("-inf")
+"""When a part arrived that was fetched ahead and that nobody will read."""
 SPARES = 16
 """Buffers kept for reuse. With 8, a GiB met three times as many page faults; with 24 no fewer."""
 LENT = 16
@@ -293,7 +295,7 @@ class Blocks:
         if part in self._read:
             self._evict_read(part)
         elif part in self._ahead:
-            self._ahead[part] = (self._ahead[part][0], float("-inf"))
+            self._ahead[part] = (self._ahead[part][0], ABANDONED)
             self._ahead.move_to_end(part, last=False)
 
     def count_read(self, length: int) -> None:
@@ -410,6 +412,8 @@ class Blocks:
                 return True
             if self._spares:
                 self._taken -= len(self._spares.pop(0))
+            elif self._ahead and next(iter(self._ahead.values()))[1] == ABANDONED:
+                self._evict_ahead(next(iter(self._ahead)))
             elif self._read:
                 self._evict_read(next(iter(self._read)))
             elif self._ahead and for_reader:
@@ -445,17 +449,19 @@ class Blocks:
     def _evict_read(self, part: Part) -> None:
         buffer = self._read.pop(part).obj
         self._taken -= part[2]
-        if part[2] == self.block and isinstance(buffer, bytearray):
-            self._keep(buffer)
+        self._keep(buffer)
 
     def _evict_ahead(self, part: Part) -> None:
-        del self._ahead[part]
+        buffer = self._ahead.pop(part)[0].obj
         self._taken -= part[2]
         self._ahead_bytes -= part[2]
         self._counters.unused_bytes += part[2]
+        self._keep(buffer)
 
-    def _keep(self, buffer: bytearray) -> None:
-        """Keep a buffer of no part for reuse, if there is room for one that nobody views."""
+    def _keep(self, buffer: object) -> None:
+        """Keep the buffer of a part that went for reuse, if there is room for one that nobody views."""
+        if not isinstance(buffer, bytearray) or len(buffer) != self.block:
+            return
         if _is_viewed(buffer):
             self._lent.append(buffer)
             del self._lent[:-LENT]

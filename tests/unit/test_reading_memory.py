@@ -98,6 +98,25 @@ def test_what_arrives_for_a_stream_that_was_closed_makes_room_at_once() -> None:
             until(lambda: not files.blocks._flights)
 
 
+def test_a_stream_after_closed_ones_fetches_no_block_twice() -> None:
+    """What they left unread goes before the block that it is in the middle of; else each of its requests fetched that again."""
+    store, clock = FakeStore(), HandClock()
+    with reading(store, memory=16 * MiB, clock=clock) as files:
+        block = files.block
+        for name in ("a", "b", "c"):
+            head = files.open(info(name, 64 * MiB), nothing_follows)
+            stream(head, 0, 12 * block, block // 4)
+            until(lambda: not files.blocks._flights)
+            head.close()
+        assert files.counters().fresh_bytes >= 8 * block
+        whole = files.open(info("whole", 64 * MiB), nothing_follows)
+        for offset in range(block // 2, 63 * block, block):  # each request lies on two blocks
+            check(whole, offset, block)
+            until(lambda: not files.blocks._flights)
+    requests = [(start, length) for key, start, length in store.requests if key == "whole" and length == block]
+    assert len(requests) == len(set(requests))
+
+
 def test_what_a_closed_stream_fetched_ahead_stays_for_a_reader_that_came_for_it_meanwhile() -> None:
     """Another program that reads the same file."""
     store = FakeStore()
