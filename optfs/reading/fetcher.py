@@ -5,7 +5,8 @@ parts, in order, so that the watermark rises, and offered to the block cache.
 
 Rules:
 
-- Looks have threads of their own, and each provider's requests have: who is silent holds up its own alone.
+- Looks have threads of their own, and each provider's requests have: who is silent holds up its own alone. Only what nobody waits for is looked for
+  by the provider's threads themselves, by `lookups.ASIDE` of them at most.
 - A disk may hang: nobody has begun a fetch that is looked for. What the disk doesn't give a reader in time is asked of the store (`wait`), and
   nothing else is looked for until it answers, but for what a reader wants now and then, of which the store is asked at once. What a look finds
   after all is given to the readers, whatever the store does (`Fetch.overtake`).
@@ -119,8 +120,8 @@ class Fetcher:
         self._ask_store(fetch)
 
     def _start(self, fetch: Fetch) -> None:
-        """Queue a fetch for the block cache, or for its store if that has been asked or isn't to be."""
-        if fetch.missed or self._lookups is None:
+        """Queue a fetch for the block cache if a reader waits for it, or for its store, which looks for itself if it still has to."""
+        if fetch.missed or self._lookups is None or not fetch.demanded:
             self._submit(fetch)
         else:
             self._queue(self._lookups.submit, self._look, fetch)
@@ -154,8 +155,13 @@ class Fetcher:
 
     def _bring_cached(self, fetch: Fetch, lookups: Lookups) -> None:
         """Bring a fetch from the block cache if that has all of it, else hand it on to its store."""
+        if not self._is_brought(fetch, lookups):
+            self._ask_store(fetch)
+
+    def _is_brought(self, fetch: Fetch, lookups: Lookups) -> bool:
+        """Bring a fetch from the block cache if that has all of it; return whether it did, or others do what is left to do."""
         if not fetch.begin_look():
-            return
+            return True
         try:
             buffer = fetch.take_buffer()
             found = lookups.find(fetch, buffer)
@@ -163,21 +169,23 @@ class Fetcher:
         except BaseException:
             if fetch.begin():
                 raise
-            return  # it is in a worker's hands already, or ended: not to be ended by this
+            return True  # it is in a worker's hands already, or ended: not to be ended by this
         if view is None:
             fetch.keep_buffer(buffer)
-            if not fetch.missed:
-                fetch.found = found if found.count(None) < len(found) else None
-                self._ask_store(fetch)
-        elif fetch.begin():
+            if fetch.missed:
+                return True
+            fetch.found = found if found.count(None) < len(found) else None
+            return False
+        if fetch.begin():
             self._land(fetch, view, [], fetch.length)
         else:
             fetch.overtake(view)
+        return True
 
     def _run(self, ticket: Ticket) -> None:
         fetch = ticket.fetch
         if fetch is not None:
-            self._guard(fetch, self._receive)
+            self._guard(fetch, self._bring)
 
     def _guard(self, fetch: Fetch, work: Callable[[Fetch, *_Arguments], None], *arguments: *_Arguments) -> None:
         """Do something for a fetch; whatever goes wrong with it ends the fetch."""
@@ -210,10 +218,23 @@ class Fetcher:
         finally:
             fetch.fail(error)
 
+    def _bring(self, fetch: Fetch) -> None:
+        lookups = self._lookups
+        if not fetch.missed and lookups is not None:
+            if not lookups.aside.acquire(blocking=False):
+                self._queue(lookups.submit, self._look, fetch)
+                return
+            try:
+                if self._is_brought(fetch, lookups):
+                    return
+            finally:
+                lookups.aside.release()
+            fetch.missed = True
+        if fetch.begin():
+            self._receive(fetch)
+
     def _receive(self, fetch: Fetch) -> None:
         """Have the store bring what the block cache lacks."""
-        if not fetch.begin():
-            return
         found: Found = fetch.found or [None] * len(fetch.parts)
         fetch.found = None
         view = memoryview(fetch.take_buffer())

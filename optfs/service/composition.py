@@ -36,7 +36,7 @@ THREADS = 24
 """Ranged GETs of one service at once, and listings ahead of need: more brought nothing on two cores, fewer left the network idle."""
 
 LOOK_THREADS = 8
-"""Reads of the block cache at once, two of them only for those who wait: a local disk gives no more for more."""
+"""Reads of the block cache for those who wait: a local disk gives no more for more."""
 
 UNUSABLE = frozenset({errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.EINVAL})
 """Errors that tell of a wrong folder, not of a failing disk."""
