@@ -14,7 +14,7 @@ Rules:
   it had already of its read it keeps copies (200 readers took 650 MiB of 406 allowed, as many blocks were evicted that somebody still held).
   Who came first is first, or a read could be overtaken until its time is up.
 - Parts fetched ahead are safe from other fetches ahead for `FRESH` seconds: streams would push out each other's otherwise. After that
-  they count as abandoned.
+  they go as well, after those that were read.
 - A failure is the answer for its parts for `FAILURE_HOLDS` seconds: the kernel asks again for every page of a failed readahead, and a program
   would wait for the timeout again each time. Want of memory isn't held: all that is resident is given up, and then it may be over.
 - A block's buffer is filled anew once nobody else holds a view of it; new memory costs more than the copy into it. What readers and the
@@ -208,6 +208,7 @@ class Blocks:
         first = fetch.parts[0]
         with self._lock:
             if first in self._read or first in self._ahead or first in self._flights:
+                self._want_again(first)
                 return None
             waited_for = any(self._queues[fetch.info.provider, bound] for bound in (False, True))
             if self._closed or waited_for or not self._make_room(fetch, for_reader=False):
@@ -289,6 +290,14 @@ class Blocks:
                 self._give_up(part)
             elif part in self._flights and not self._flights[part].used:
                 self._flights[part].passed = True
+
+    def _want_again(self, part: Part) -> None:
+        """Have a part that was given up be as any other that was fetched ahead."""
+        if part in self._flights:
+            self._flights[part].passed = False
+        elif part in self._ahead and self._ahead[part][1] == ABANDONED:
+            self._ahead[part] = (self._ahead[part][0], self._clock())
+            self._ahead.move_to_end(part)
 
     def _give_up(self, part: Part) -> None:
         """Evict a part that was read, and have one that wasn't go first."""

@@ -133,6 +133,11 @@ class Fetch:
         """Whether it is queued no more, and never will be again."""
         return self._state is not State.QUEUED
 
+    @property
+    def looked(self) -> bool:
+        """Whether a look for it has begun."""
+        return self._looked
+
     def demand(self) -> bool:
         """Note that a reader wants it; return whether it must be queued again, as demand."""
         with self._changed:

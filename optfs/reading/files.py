@@ -100,7 +100,7 @@ class Files:
         self.fetcher = Fetcher(stores, lookups, pools, self.blocks, timeout, clock, gone)
         self._lock = threading.Lock()
         # Guarded by _lock: all below.
-        self._shares = Shares(limit // 2, 2 * self.block)
+        self._shares: Shares[OpenFile] = Shares(limit // 2, 2 * self.block)
         self._walks = Walks(self.block, limit // 4)
 
     def open(self, info: ObjectInfo, following: Following) -> "OpenFile":
@@ -124,15 +124,15 @@ class Files:
         self.blocks.clear()
         return idle
 
-    def cap(self, stream: object) -> int:
+    def cap(self, stream: "OpenFile") -> int:
         """Return how many bytes may be ahead of a stream now."""
         with self._lock:
             return self._shares.cap(stream, self.clock())
 
-    def leave(self, stream: object) -> None:
-        """A stream has ended."""
+    def leave(self, stream: "OpenFile") -> bool:
+        """A stream has ended; return whether another one reads the same version."""
         with self._lock:
-            self._shares.leave(stream)
+            return any(other.info == stream.info for other in self._shares.leave(stream))
 
     def walk(self, info: ObjectInfo, following: Following) -> None:
         """A file is read for the first time: fetch what a walk will read next."""
@@ -199,18 +199,21 @@ class OpenFile:
         return self._gather(offset, end, ahead, abandoned)
 
     def close(self) -> None:
-        """End the file: fetches ahead that haven't begun are cancelled, what is in memory stays until the room is needed."""
+        """End the file: fetches ahead that haven't begun are cancelled, and what was fetched ahead is the first to go when room is needed.
+
+        That stays another's which reads the same version.
+        """
         with self._lock:
             tickets = list(self._tickets)
             self._tickets.clear()
             sequence = self._sequence
             unread = range(sequence.frontier - sequence.frontier % self._block, sequence.scheduled, self._block)
-        self._files.leave(self)
+        shared = self._files.leave(self)
         for ticket in tickets:
             fetch = ticket.fetch
             if fetch is not None:
                 self._blocks.cancel(fetch)
-        for begin in unread:
+        for begin in () if shared else unread:
             self._blocks.abandon(self._part(begin))
 
     def _part(self, begin: int) -> Part:

@@ -9,7 +9,8 @@ Rules:
   cached stays readable meanwhile. Few other threads look (`aside`), so that a disk that hangs leaves enough that bring bytes from a store.
 - The disk hangs as long as a look is running that began more than `patience` seconds ago, unless one that began later found something in time: then
   it is that one read which hangs. So looks that hang tell, by ending, that the disk answers; and every `TRY_AGAIN` seconds another may try,
-  as long as enough threads are left. What isn't in the folder tells nothing: the kernel knows that without the disk.
+  as long as enough threads are left. What isn't in the folder tells nothing: the kernel knows that without the disk. So it may
+  a block that was written lately; that is why no more than `MOST_HANGING` looks are held to hang on their own.
 
 Lock: `_lock` guards what stands below it. It is a leaf, held over nothing else.
 """
@@ -63,9 +64,11 @@ class Lookups:
         """Had by fetching threads that look."""
         self._lock = threading.Lock()
         # Guarded by _lock: all below. The looks that run, the oldest first, with the time when each began; how many more run that count
-        # as hanging each on its own; when one was last let try; whether it was logged that the disk hangs.
+        # as hanging each on its own; when the last one began that found something in time; when one was last let try; whether it was logged
+        # that the disk hangs.
         self._running: dict[Fetch, float] = {}
         self._stuck = 0
+        self._answered = float("-inf")
         self._tried_at = 0.0
         self._logged = False
 
@@ -74,8 +77,10 @@ class Lookups:
         if not self._running:  # the usual case, kept short
             return False
         with self._lock:
+            overdue = self._clock() - self.patience
+            self._set_aside(overdue)
             began = next(iter(self._running.values()), None)
-            if began is None or self._clock() - began < self.patience:
+            if began is None or began > overdue:
                 return False
             first = not self._logged  # once a run: a disk may be slow now and then
             self._logged = True
@@ -104,15 +109,14 @@ class Lookups:
             with self._lock:
                 if self._running.pop(fetch, None) is None:
                     self._stuck -= 1
-                elif found.count(None) < len(found) and self._clock() - began < self.patience:
-                    self._set_aside(began)
+                if found.count(None) < len(found) and self._clock() - began < self.patience:
+                    self._answered = max(self._answered, began)
         return found
 
-    def _set_aside(self, began: float) -> None:
-        """The disk has answered a look that began then: what hangs since before that hangs on its own. Called with the lock."""
-        hanging = min(began, self._clock() - self.patience)
-        for fetch, time in list(self._running.items()):
-            if time > hanging or self._stuck >= MOST_HANGING:
+    def _set_aside(self, overdue: float) -> None:
+        """Of looks that began at `overdue` or before, count those no more after which the disk has answered another. Called with the lock."""
+        for fetch, began in list(self._running.items()):
+            if began > overdue or began >= self._answered or self._stuck >= MOST_HANGING:
                 break
             del self._running[fetch]
             self._stuck += 1

@@ -14,9 +14,12 @@ Rules
   and never fetches more than `GROWTH` times what was read.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from typing import Generic, TypeVar
 
 from optfs.values import KiB, MiB
+
+Stream = TypeVar("Stream")
 
 BLOCK = 4 * MiB
 """Grain of streams and of small files. Larger ones measured slower: less parallelism within the same window."""
@@ -184,7 +187,7 @@ class AccessPattern:
         self._recent.append((low, high))
 
 
-class Shares:
+class Shares(Generic[Stream]):
     """Divides the bytes that may be ahead of streams among the streams that are active. Not locked."""
 
     IDLE = 5.0
@@ -194,15 +197,16 @@ class Shares:
         """Divide `total` bytes, but give each stream `floor` at least."""
         self._total = total
         self._floor = floor
-        self._seen: dict[object, float] = {}
+        self._seen: dict[Stream, float] = {}
 
-    def cap(self, stream: object, now: float) -> int:
+    def cap(self, stream: Stream, now: float) -> int:
         """Return how many bytes may be ahead of `stream`, which is active at `now`."""
         if stream not in self._seen or len(self._seen) > 1:
             self._seen = {other: at for other, at in self._seen.items() if now - at < self.IDLE}
         self._seen[stream] = now
         return max(self._floor, self._total // len(self._seen))
 
-    def leave(self, stream: object) -> None:
-        """Forget a stream that ended."""
+    def leave(self, stream: Stream) -> Iterable[Stream]:
+        """Forget a stream that ended; return the others."""
         self._seen.pop(stream, None)
+        return self._seen

@@ -321,6 +321,37 @@ def test_one_block_that_hangs_takes_no_other_out_of_the_cache() -> None:
         assert lookups_of(files)._running == {}
 
 
+def test_a_block_that_hangs_while_others_are_found_is_no_disk_that_hangs() -> None:
+    """Before it is noticed, too: readers may be slow. And the hanging block's own reader is no try of the disk."""
+    store, cache, clock = FakeStore(), BadSector("bad"), HandClock()
+    for name in ("a", "b", "c"):
+        hold(cache, name)
+    with reading(store, cache, clock=clock) as files:
+        try:
+            assert files.fetcher.ahead(info("bad", 1000), (part_of("bad"),))
+            assert cache.asked.wait(PATIENCE)
+            clock.now += reading_lookups.PATIENCE
+            check(files.open(info("bad", 1000), nothing_follows), 0, 1000)
+            check(files.open(info("a", 1000), nothing_follows), 0, 1000)
+            until(lambda: not lookups_of(files).hangs())
+            assert files.fetcher.ahead(info("b", 1000), (part_of("b"),))
+            until(lambda: files.blocks.find(part_of("b"), 0) is not None)
+        finally:
+            cache.gate.set()
+    cache, clock = BadSector("bad"), HandClock()
+    hold(cache, "a")
+    with reading(store, cache, clock=clock) as files:
+        try:
+            assert files.fetcher.ahead(info("bad", 1000), (part_of("bad"),))
+            assert cache.asked.wait(PATIENCE)
+            clock.now += reading_lookups.PATIENCE / 2
+            check(files.open(info("a", 1000), nothing_follows), 0, 1000)
+            clock.now += reading_lookups.PATIENCE
+            assert not lookups_of(files).hangs()
+        finally:
+            cache.gate.set()
+
+
 def test_what_is_not_in_the_cache_does_not_tell_that_its_disk_answers() -> None:
     """The kernel knows that there is no such file; each look for one that there is would hang again."""
     store, cache, clock = FakeStore(), BadSector("bad"), HandClock()

@@ -14,7 +14,7 @@ from optfs.cache.protocol import BlockKey
 from optfs.errors import AccessDenied, DeadlineExceeded, OptfsError, OutOfMemory, ServiceUnavailable
 from optfs.reading.blocks import FRESH, Blocks
 from optfs.reading.fetches import Fetch, Part
-from optfs.reading.files import Files, ident_of
+from optfs.reading.files import Files, OpenFile, ident_of
 from optfs.reading.readahead import BLOCK, PIECE
 from optfs.values import Deadline, KiB, MiB, ObjectInfo
 from tests.support.reading import (
@@ -115,6 +115,40 @@ def test_a_stream_after_closed_ones_fetches_no_block_twice() -> None:
             until(lambda: not files.blocks._flights)
     requests = [(start, length) for key, start, length in store.requests if key == "whole" and length == block]
     assert len(requests) == len(set(requests))
+
+
+@pytest.mark.parametrize("also", ["opened after it", "open beside it", "opened now and then"])
+def test_what_a_closed_stream_left_is_fetched_once_for_another_one(also: str) -> None:
+    """Though small files take room all the while: what the other one counts on is its own by then."""
+    store, clock = FakeStore(), HandClock()
+    with reading(store, memory=16 * MiB, clock=clock) as files:
+        block = files.block
+        big = info("big", 64 * MiB)
+
+        def read(file: OpenFile, start: int, stop: int) -> None:
+            for offset in range(start, stop, block // 4):
+                check(file, offset, block // 4)
+                until(lambda: not files.blocks._flights)
+
+        def small(number: int) -> None:
+            read(files.open(info(f"small-{number}", block // 2), nothing_follows), 0, block // 4)
+
+        for number in range(32):
+            small(number)
+        first, second = files.open(big, nothing_follows), files.open(big, nothing_follows)
+        read(first, 0, 2 * block)
+        if also == "open beside it":
+            read(second, 0, 2 * block)
+        first.close()
+        for at in range(0 if also == "opened after it" else 2, 40):
+            read(second, at * block, (at + 1) * block)
+            small(100 + at)
+            if also == "opened now and then" and at % 8 == 7:
+                third = files.open(big, nothing_follows)
+                read(third, at * block, (at + 1) * block + block // 4)
+                third.close()
+    starts = [start for key, start, length in store.requests if key == "big" and length == block]
+    assert len(starts) - len(set(starts)) <= 1
 
 
 def test_what_a_closed_stream_fetched_ahead_stays_for_a_reader_that_came_for_it_meanwhile() -> None:
