@@ -31,7 +31,7 @@ def test_the_objects_listed_ahead_of_a_walk_are_bounded(a_date: int) -> None:
 
 def test_a_stream_counts_until_it_has_been_idle() -> None:
     """And no longer: a program that keeps files open without reading them takes nothing from those that read."""
-    shares = Shares(100, 1)
+    shares: Shares[str] = Shares(100, 1)
     shares.cap("idle", 0.0)
     assert shares.cap("reads", Shares.IDLE - 0.01) == 50
     assert shares.cap("reads", Shares.IDLE) == 100

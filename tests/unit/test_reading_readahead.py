@@ -146,7 +146,7 @@ def test_what_is_fetched_ahead_is_aligned_within_the_file_and_each_once(reads: l
 
 def test_streams_share_what_may_be_ahead_and_idle_ones_take_no_share() -> None:
     """The total is divided among active streams, with a floor."""
-    shares = Shares(100, 20)
+    shares: Shares[str] = Shares(100, 20)
     assert shares.cap("a", 0.0) == 100
     assert shares.cap("b", 1.0) == 50
     assert [shares.cap(name, 1.0) for name in "cdefgh"][-1] == 20
