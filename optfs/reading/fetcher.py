@@ -114,7 +114,7 @@ class Fetcher:
         if fetch.missed or self._lookups is None or not self._lookups.hangs():
             self._start(fetch)
             return
-        if not fetch.looked and self._lookups.may_try():  # whoever is first, and though the store is: the disk may answer again
+        if not fetch.looked and self._lookups.may_try():  # beside the store, so that nobody waits for it
             with contextlib.suppress(MemoryError):
                 self._lookups.submit(partial(self._guard, fetch, self._bring_cached, self._lookups), Priority.DEMAND)
         self._ask_store(fetch)
