@@ -332,6 +332,7 @@ def test_a_block_that_hangs_while_others_are_found_is_no_disk_that_hangs() -> No
             assert cache.asked.wait(PATIENCE)
             clock.now += reading_lookups.PATIENCE
             check(files.open(info("bad", 1000), nothing_follows), 0, 1000)
+            assert lookups_of(files)._tried_at < clock.now
             check(files.open(info("a", 1000), nothing_follows), 0, 1000)
             until(lambda: not lookups_of(files).hangs())
             assert files.fetcher.ahead(info("b", 1000), (part_of("b"),))
@@ -348,6 +349,25 @@ def test_a_block_that_hangs_while_others_are_found_is_no_disk_that_hangs() -> No
             check(files.open(info("a", 1000), nothing_follows), 0, 1000)
             clock.now += reading_lookups.PATIENCE
             assert not lookups_of(files).hangs()
+        finally:
+            cache.gate.set()
+
+
+def test_many_blocks_that_hang_are_a_disk_that_hangs() -> None:
+    """Though others were found meanwhile, in the kernel's page cache perhaps: each more that hangs takes a thread."""
+    bad = [f"bad-{number}" for number in range(reading_lookups.MOST_HANGING + 1)]
+    store, cache, clock = FakeStore(), BadSector(*bad), HandClock()
+    hold(cache, "a")
+    with reading(store, cache, clock=clock) as files:
+        try:
+            for name in bad:
+                assert files.fetcher.ahead(info(name, 1000), (part_of(name),))
+            until(lambda: cache.gets == len(bad))
+            clock.now += reading_lookups.PATIENCE / 2
+            check(files.open(info("a", 1000), nothing_follows), 0, 1000)
+            clock.now += reading_lookups.PATIENCE
+            assert lookups_of(files).hangs()
+            assert not lookups_of(files).may_try()
         finally:
             cache.gate.set()
 
@@ -441,18 +461,42 @@ def test_a_cache_disk_that_hangs_leaves_threads_that_fetch(monkeypatch: pytest.M
 def test_what_is_fetched_ahead_is_looked_for_once_though_a_reader_comes_for_it() -> None:
     """A stream from the cache would read each block twice that it catches up with."""
     store, cache = FakeStore(), HangingCache()
-    hold(cache, "held")
+    for name in ("held", "other"):
+        hold(cache, name)
     with reading(store, cache) as files:
         assert files.fetcher.ahead(info("held", 1000), (part_of("held"),))
         assert cache.asked.wait(PATIENCE)
-        reader = started(check, files.open(info("held", 1000), nothing_follows), 0, 1000)
+        readers = [started(check, files.open(info("held", 1000), nothing_follows), 0, 1000)]
         flight = files.blocks.flight(part_of("held"))
         assert flight is not None
-        until(lambda: flight.demanded)
+        until(lambda: flight.asked_at < float("inf"))
+        readers.append(started(check, files.open(info("other", 1000), nothing_follows), 0, 1000))
+        until(lambda: cache.gets >= 2)  # looks come in order: the first reader's has come by then
         cache.gate.set()
-        ended(reader)
-    assert cache.gets == 1
+        ended(*readers)
+    assert cache.gets == 2
     assert store.requests == []
+
+
+def test_threads_that_fetch_look_again_and_again() -> None:
+    """Whether they found something, or nothing, or failed: each turn to look is given back."""
+    store, cache = FakeStore(), FakeCache()
+    for name in ("ahead-0", "ahead-3"):
+        hold(cache, name)
+
+    def get(key: BlockKey, into: bytearray | None = None) -> bytes | bytearray | None:
+        if key.uri.endswith("5"):
+            raise MemoryError
+        return real(key, into)
+
+    real = cache.get
+    cache.get = get  # type: ignore[method-assign]
+    with reading(store, cache) as files:
+        for number in range(3 * reading_lookups.ASIDE):
+            assert files.fetcher.ahead(info(f"ahead-{number}", 1000), (part_of(f"ahead-{number}"),))
+        assert files.blocks.wait_idle(Deadline.after(time.monotonic, PATIENCE))
+        aside = lookups_of(files).aside
+        until(lambda: aside._value == reading_lookups.ASIDE)
 
 
 def test_what_a_slow_cache_disk_gives_at_last_is_read_while_the_store_is_silent(monkeypatch: pytest.MonkeyPatch) -> None:
