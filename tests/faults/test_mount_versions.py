@@ -143,8 +143,8 @@ def version(number: int) -> bytes:
     return number.to_bytes(4, "big") * (50_001 + number * 7919 % 50_000)
 
 
-def _read_on(path: Path, until: threading.Event, seen: list[int]) -> None:
-    """Open and read again and again; note the versions seen in `seen`, the negative errno of a failure, or 0 for bytes of none."""
+def _read_on(path: Path, until: threading.Event, seen: list[int], wrong: list[str]) -> None:
+    """Open and read again and again; note the versions seen in `seen`, the negative errno of a failure, and what bytes of none are in `wrong`."""
     while not until.is_set():
         got = read(path)
         if got.errno == errno.ESTALE:
@@ -153,7 +153,14 @@ def _read_on(path: Path, until: threading.Event, seen: list[int]) -> None:
             seen.append(-got.errno)
             continue
         number = int.from_bytes(got.content[:4], "big")
-        seen.append(number if got.content == version(number) else 0)
+        whole = version(number)
+        if got.content == whole:
+            seen.append(number)
+        else:
+            words = {int.from_bytes(got.content[at : at + 4], "big") for at in range(0, len(got.content), 4)}
+            wrong.append(
+                f"{len(got.content)} bytes of {len(whole)} of version {number}, with those of {sorted(words)[:9]}, after {seen[-1:]}"
+            )
 
 
 @every_mount
@@ -165,7 +172,8 @@ def test_an_object_that_changes_all_the_time_is_never_mixed(tmp_path: Path, prov
         path = ready.path(KEY)
         until = threading.Event()
         seen: list[list[int]] = [[] for _ in range(4)]
-        readers = [threading.Thread(target=_read_on, args=(path, until, versions)) for versions in seen]
+        wrong: list[str] = []
+        readers = [threading.Thread(target=_read_on, args=(path, until, versions, wrong)) for versions in seen]
         for reader in readers:
             reader.start()
         try:
@@ -180,6 +188,7 @@ def test_an_object_that_changes_all_the_time_is_never_mixed(tmp_path: Path, prov
             until.set()
             for reader in readers:
                 reader.join(60)
+        assert wrong == []
         for versions in seen:
             assert min(versions) > 0, [number for number in versions if number <= 0]
             assert versions == sorted(versions)
