@@ -2,7 +2,8 @@
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import pytest
 
@@ -118,16 +119,32 @@ def test_a_cache_disk_is_asked_again_as_soon_as_it_has_answered() -> None:
     assert sorted(key for key, _, _ in store.requests) == ["a", "b", "c", "d", "e", "f", "late"]
 
 
+@contextmanager
+def hanging(files: Files, cache: HangingCache, *keys: str) -> Iterator[None]:
+    """Have the looks for some objects hang that are fetched ahead, until the end."""
+    try:
+        for key in keys:
+            assert files.fetcher.ahead(info(key, 1000), (part_of(key),))
+        until(lambda: cache.gets == len(keys))
+        yield
+    finally:
+        cache.gate.set()
+
+
 class BadSector(HangingCache):
     """A block cache whose disk answers for all blocks but some; each look for one of those hangs."""
 
     def __init__(self, *bad: str) -> None:
         super().__init__()
         self._bad = bad
+        self.well = 0  # looks for the others
 
     def get(self, key: BlockKey, into: bytearray | None = None) -> bytes | bytearray | None:
         """Return a block that was put, if it is well."""
-        return super().get(key, into) if key.uri.removeprefix("s3://bucket/") in self._bad else FakeCache.get(self, key, into)
+        if key.uri.removeprefix("s3://bucket/") in self._bad:
+            return super().get(key, into)
+        self.well += 1
+        return FakeCache.get(self, key, into)
 
 
 def test_one_block_that_hangs_takes_no_other_out_of_the_cache() -> None:
@@ -136,9 +153,7 @@ def test_one_block_that_hangs_takes_no_other_out_of_the_cache() -> None:
     for name in ("new", "held", "other"):
         hold(cache, name)
     with reading(store, cache, clock=clock) as files:
-        try:
-            assert files.fetcher.ahead(info("bad", 1000), (part_of("bad"),))
-            assert cache.asked.wait(PATIENCE)
+        with hanging(files, cache, "bad"):
             clock.now += reading_lookups.PATIENCE
             assert lookups_of(files).hangs()
             check(files.open(info("new", 1000), nothing_follows), 0, 1000)
@@ -146,8 +161,6 @@ def test_one_block_that_hangs_takes_no_other_out_of_the_cache() -> None:
             store.fail = lambda _info, _start: ServiceError("no network")
             for name in ("held", "other"):
                 check(files.open(info(name, 1000), nothing_follows), 0, 1000)
-        finally:
-            cache.gate.set()
         until(lambda: lookups_of(files)._stuck == 0)
         assert lookups_of(files)._running == {}
 
@@ -157,31 +170,21 @@ def test_a_block_that_hangs_while_others_are_found_is_no_disk_that_hangs() -> No
     store, cache, clock = FakeStore(), BadSector("bad"), HandClock()
     for name in ("a", "b", "c"):
         hold(cache, name)
-    with reading(store, cache, clock=clock) as files:
-        try:
-            assert files.fetcher.ahead(info("bad", 1000), (part_of("bad"),))
-            assert cache.asked.wait(PATIENCE)
-            clock.now += reading_lookups.PATIENCE
-            check(files.open(info("bad", 1000), nothing_follows), 0, 1000)
-            assert lookups_of(files)._tried_at < clock.now
-            check(files.open(info("a", 1000), nothing_follows), 0, 1000)
-            until(lambda: not lookups_of(files).hangs())
-            assert files.fetcher.ahead(info("b", 1000), (part_of("b"),))
-            until(lambda: files.blocks.find(part_of("b"), 0) is not None)
-        finally:
-            cache.gate.set()
+    with reading(store, cache, clock=clock) as files, hanging(files, cache, "bad"):
+        clock.now += reading_lookups.PATIENCE
+        check(files.open(info("bad", 1000), nothing_follows), 0, 1000)
+        assert lookups_of(files)._tried_at < clock.now
+        check(files.open(info("a", 1000), nothing_follows), 0, 1000)
+        until(lambda: not lookups_of(files).hangs())
+        assert files.fetcher.ahead(info("b", 1000), (part_of("b"),))
+        until(lambda: files.blocks.find(part_of("b"), 0) is not None)
     cache, clock = BadSector("bad"), HandClock()
     hold(cache, "a")
-    with reading(store, cache, clock=clock) as files:
-        try:
-            assert files.fetcher.ahead(info("bad", 1000), (part_of("bad"),))
-            assert cache.asked.wait(PATIENCE)
-            clock.now += reading_lookups.PATIENCE / 2
-            check(files.open(info("a", 1000), nothing_follows), 0, 1000)
-            clock.now += reading_lookups.PATIENCE
-            assert not lookups_of(files).hangs()
-        finally:
-            cache.gate.set()
+    with reading(store, cache, clock=clock) as files, hanging(files, cache, "bad"):
+        clock.now += reading_lookups.PATIENCE / 2
+        check(files.open(info("a", 1000), nothing_follows), 0, 1000)
+        clock.now += reading_lookups.PATIENCE
+        assert not lookups_of(files).hangs()
 
 
 def test_many_blocks_that_hang_are_a_disk_that_hangs() -> None:
@@ -189,34 +192,23 @@ def test_many_blocks_that_hang_are_a_disk_that_hangs() -> None:
     bad = [f"bad-{number}" for number in range(reading_lookups.MOST_HANGING + 1)]
     store, cache, clock = FakeStore(), BadSector(*bad), HandClock()
     hold(cache, "a")
-    with reading(store, cache, clock=clock) as files:
-        try:
-            for name in bad:
-                assert files.fetcher.ahead(info(name, 1000), (part_of(name),))
-            until(lambda: cache.gets == len(bad))
-            clock.now += reading_lookups.PATIENCE / 2
-            check(files.open(info("a", 1000), nothing_follows), 0, 1000)
-            clock.now += reading_lookups.PATIENCE
-            assert lookups_of(files).hangs()
-            assert not lookups_of(files).may_try()
-        finally:
-            cache.gate.set()
+    with reading(store, cache, clock=clock) as files, hanging(files, cache, *bad):
+        clock.now += reading_lookups.PATIENCE / 2
+        check(files.open(info("a", 1000), nothing_follows), 0, 1000)
+        clock.now += reading_lookups.PATIENCE
+        assert lookups_of(files).hangs()
+        assert not lookups_of(files).may_try()
 
 
 def test_what_is_not_in_the_cache_does_not_tell_that_its_disk_answers() -> None:
     """The kernel knows that there is no such file; each look for one that there is would hang again."""
     store, cache, clock = FakeStore(), BadSector("bad"), HandClock()
-    with reading(store, cache, clock=clock) as files:
-        try:
-            assert files.fetcher.ahead(info("bad", 1000), (part_of("bad"),))
-            assert cache.asked.wait(PATIENCE)
-            clock.now += reading_lookups.PATIENCE
-            assert lookups_of(files).hangs()
-            check(files.open(info("new", 1000), nothing_follows), 0, 1000)
-            until(lambda: len(lookups_of(files)._running) == 1)
-            assert lookups_of(files).hangs()
-        finally:
-            cache.gate.set()
+    with reading(store, cache, clock=clock) as files, hanging(files, cache, "bad"):
+        clock.now += reading_lookups.PATIENCE
+        assert lookups_of(files).hangs()
+        check(files.open(info("new", 1000), nothing_follows), 0, 1000)
+        until(lambda: cache.well == 1 and len(lookups_of(files)._running) == 1)
+        assert lookups_of(files).hangs()
 
 
 def test_a_disk_that_began_to_hang_while_a_reader_waited_for_room_is_not_waited_for() -> None:
