@@ -15,7 +15,6 @@ import errno
 import itertools
 from collections.abc import Callable, Iterator
 from ctypes import memmove, string_at
-from functools import partial
 from typing import Any
 
 from optfs.bridge.callbacks import Callback
@@ -23,7 +22,7 @@ from optfs.bridge.callers import Caller, killed
 from optfs.bridge.errnos import ErrorReporter
 from optfs.bridge.kernel_cache import KernelCache
 from optfs.bridge.structs import StatLayout, writable
-from optfs.errors import VersionGone
+from optfs.errors import Abandoned, VersionGone
 from optfs.filesystem import BLOCK_SIZE, NAME_MAX, Attributes, FileSystem
 from optfs.values import decode_name, encode_name
 
@@ -79,7 +78,7 @@ class Handlers:
             listed: whether the kernel hears attributes with the names of a folder.
 
         """
-        core.filesystem.abandoned = partial(killed, caller)
+        core.filesystem.abandoned = lambda: core.kernel.in_vain() or killed(caller)
         self.core = core
         self.layout = StatLayout(binding.c_stat)
         self.caller = caller
@@ -154,13 +153,20 @@ class Handlers:
     def bytes_of(self, size: int, offset: int, info: int) -> tuple[list[memoryview], int]:
         """Return bytes of an open file's pinned version, and how many they are: fewer than `size` only where the file ends."""
         core, handle = self.core, self._info(info).fh
-        core.kernel.read(handle)
-        views = core.filesystem.read(handle, offset, size)
-        length = sum(map(len, views))
-        if length < size and core.kernel.torn(handle):
-            # The kernel would fill up with zeros to the newer version's size.
-            raise VersionGone("an open file was replaced by a longer one, so that its own end can't be told; open it again")
-        return views, length
+        kernel = core.kernel
+        kernel.begin_read(handle, offset + size)
+        try:
+            if not kernel.in_vain():
+                views = core.filesystem.read(handle, offset, size)
+                length = sum(map(len, views))
+                if not kernel.misread(handle, offset + length, short=length < size):
+                    return views, length
+        except Abandoned:
+            if not kernel.in_vain():
+                raise
+        finally:
+            kernel.end_read()
+        raise VersionGone("an open file was replaced by one of another size, so that its own end can't be told; open it again")
 
     def release(self, _path: int, info: int) -> int:
         """Close a file."""

@@ -17,8 +17,9 @@ The kernel keeps one set of attributes and one page cache a file, whatever versi
   neither file's reads find the other's pages.
 - The end of an older version. Once the kernel was told a newer version's size it ends all reads there, and fills with zeros what an older
   one lacks up to there. So while an older version is open the kernel is told to keep no attributes (`on_torn`) and asks before it reads
-  on: it hears ESTALE where the newer version is shorter (`fits`), and where the older one ends before a longer one (`torn`). Else it hears
-  the attributes of the handle's own version.
+  on: it hears ESTALE where the newer version is shorter (`fits`), else the attributes of the handle's own version. A read hears ESTALE
+  where the kernel would cut what it is given, or fill it up (`misread`). A read that was answered just before the newer version was told
+  must reach its program first: that answer waits for `TAKEN_SECONDS`.
   libfuse 2 has no means for `on_torn`: there the kernel keeps no attributes at all, and asks at each read that reaches the end it knows.
 
 Algorithm: versions told, and changes among them, are kept in two generations of `lifetime` seconds each, so that each is remembered for at
@@ -26,13 +27,15 @@ least one lifetime and forgotten after two; memory is bounded by what is told me
 told is noted before it is looked whether the file is open: whichever comes second sees the other. Versions in the page cache are an LRU
 of `MAX_PAGES`; forgetting one costs its pages, and from then on a file that isn't remembered may have been opened before.
 
-Locks: `_lock` is a leaf and guards all but what was told, and `_unread`, whose single operations are atomic: a lost race between telling
+Locks: `_lock` is a leaf and guards all but what was told, `_reads`, and `_unread`, whose single operations are atomic: a lost race between telling
 and turning loses one record's second lifetime, never its first.
 """
 
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Callable
+from threading import get_ident
 from typing import NamedTuple
 
 from optfs.bridge.callers import Caller
@@ -40,6 +43,16 @@ from optfs.values import Clock
 
 MAX_PAGES = 65_536
 """Files whose version in the page cache is remembered; about 300 bytes each."""
+
+_LOOK_SECONDS = 0.005
+"""Between two looks whether reads have ended."""
+
+TAKEN_SECONDS = 0.05
+"""How long what was answered to the kernel may be on its way to a program: some 50 µs, but on a loaded machine any thread may have to wait.
+
+With reads held up by 30 ms and no pause, 4 readers of an object of which a version of another size came every 80 ms saw wrong bytes in
+4 s: a tail of zeros, or an end too early.
+"""
 
 
 class OpenMode(NamedTuple):
@@ -63,38 +76,57 @@ class _Handle(NamedTuple):
     kept: bool
 
 
+class _Newest(NamedTuple):
+    version: str
+    size: int
+    since: float  # when it was told, or a read that it spoils was last seen
+
+
 class KernelCache:
     """Remembers versions. Any thread may call any method."""
 
-    def __init__(self, lifetime: float, clock: Clock) -> None:
-        """Remember for `lifetime` seconds at least: no less than the kernel keeps attributes; 0: it keeps none."""
+    def __init__(self, lifetime: float, clock: Clock, pause: Callable[[float], object] = time.sleep) -> None:
+        """Join the parts.
+
+        Args:
+            lifetime: what was told is remembered for these seconds at least: no less than the kernel keeps attributes, and than there are
+                between a program's two calls that end in one open; 0: opens are always believed.
+            clock: monotonic.
+            pause: waits for so many seconds.
+
+        """
         self._lifetime = lifetime
         self._clock = clock
+        self._pause = pause
         self._told: dict[str, str] = {}
         self._told_before: dict[str, str] = {}
         # Paths told with another version than before: the threads, by number, that were told that one since. No value is empty.
         self._changes: dict[str, dict[int, str]] = {}
         self._changes_before: dict[str, dict[int, str]] = {}
+        self._reads: dict[int, tuple[int, int]] = {}  # under way, by thread: the handle, and the end of what is asked for
         self._unread: set[int] = set()  # handles that ask for the former pages to be dropped, and of which no read has shown that they are
         self._turn_at = clock() + lifetime
         # Called under _lock when the first file is torn (True) and when none is any more (False); must not call back.
         self.on_torn: Callable[[bool], None] = lambda _torn: None
         self._lock = threading.Lock()
         # Guarded by _lock: all below. Invariants: each list of _open is non-empty and holds the path's open handles; _torn
-        # has the version told last, and its size, of each path that was told in another version than one in _open, until that is closed;
+        # has the version told last, and since when, of each path that was told in another version than one in _open, until that is closed;
         # _pages has the version that a path's pages are of, "" where that isn't known; unless something was forgotten, all that were opened.
         self._pages: OrderedDict[str, str] = OrderedDict()
         self._forgot = False
         self._open: dict[str, list[int]] = {}
         self._handles: dict[int, _Handle] = {}
-        self._torn: dict[str, tuple[str, int]] = {}
+        self._torn: dict[str, _Newest] = {}
 
     def told(self, path: str, version: str, size: int, caller: Caller) -> None:
-        """Note that the kernel is told attributes of this version, which is `size` bytes long."""
+        """Note that the kernel is told attributes of this version, which is `size` bytes long; wait until it may be."""
         if self._lifetime:
             self._remember(path, version, caller)
         if path in self._open:  # without the lock: seldom true
-            self._tear(path, version, size)
+            wait = self._tear(path, version, size)
+            while wait > 0:
+                self._pause(wait)
+                wait = self._unsettled(path)
 
     def outdated(self, path: str, version: str, caller: Caller) -> bool:
         """Return whether the kernel may hold attributes of another version. The caller's asking anew (`told`) ends that."""
@@ -132,10 +164,22 @@ class KernelCache:
             self._note_pages(path, version if kept else "")
             return mode
 
-    def read(self, handle: int) -> None:
-        """Note that a handle was read: the kernel has taken the answer to its open."""
+    def begin_read(self, handle: int, end: int) -> None:
+        """Note that this thread reads up to `end`, until `end_read`. The kernel has taken the answer to the handle's open, then."""
         if handle in self._unread:
             self._unread.discard(handle)
+        self._reads[get_ident()] = (handle, end)
+
+    def end_read(self) -> None:
+        """Note that this thread's read is answered."""
+        self._reads.pop(get_ident(), None)
+
+    def in_vain(self) -> bool:
+        """Return whether this thread reads what the kernel would cut off: it was told of a version that ends before."""
+        if not self._torn:
+            return False
+        read = self._reads.get(get_ident())
+        return read is not None and self._cut(*read)
 
     def closed(self, handle: int) -> None:
         """Note the end of an open, or that it was refused."""
@@ -150,7 +194,7 @@ class KernelCache:
             if not others:
                 del self._open[entry.path]
             newest = self._torn.get(entry.path)
-            if newest is not None and all(self._handles[other].version == newest[0] for other in others):
+            if newest is not None and all(self._handles[other].version == newest.version for other in others):
                 del self._torn[entry.path]
                 if not self._torn:
                     self.on_torn(False)
@@ -166,14 +210,29 @@ class KernelCache:
     def fits(self, handle: int) -> bool:
         """Return whether a handle's file can be read to its end: the kernel wasn't told of a shorter version, whose size it takes for that."""
         held = self._handles[handle]
-        newest = self._torn.get(held.path)
-        return newest is None or held.direct or newest[0] == held.version or newest[1] >= held.size
+        newest = self._newer(held)
+        return newest is None or newest.size >= held.size
 
-    def torn(self, handle: int) -> bool:
-        """Return whether the kernel was told of a longer version, whose size it takes for that of the handle's file."""
+    def misread(self, handle: int, end: int, *, short: bool) -> bool:
+        """Return whether the kernel would make something else of bytes up to `end`, which are fewer than it asked for if `short`.
+
+        It was told of a version that ends before, or of a longer one than the handle's, and fills what is missing with zeros.
+        """
+        if not self._torn:
+            return False
         held = self._handles[handle]
+        newest = self._newer(held)
+        return newest is not None and (newest.size < end or (short and newest.size > held.size))
+
+    def _cut(self, handle: int, end: int) -> bool:
+        held = self._handles.get(handle)
+        newest = None if held is None else self._newer(held)
+        return held is not None and newest is not None and newest.size < min(end, held.size)
+
+    def _newer(self, held: _Handle) -> _Newest | None:
+        """Return the other version that the kernel was told of, where that matters to reads of the handle."""
         newest = self._torn.get(held.path)
-        return newest is not None and not held.direct and newest[0] != held.version and newest[1] > held.size
+        return None if newest is None or held.direct or newest.version == held.version else newest
 
     def _note_pages(self, path: str, version: str) -> None:
         try:
@@ -203,15 +262,32 @@ class KernelCache:
                 change[caller()] = version
         self._told[path] = version
 
-    def _tear(self, path: str, version: str, size: int) -> None:
+    def _tear(self, path: str, version: str, size: int) -> float:
+        """Note a version that isn't the one that is open; return what `_unsettled` does."""
         with self._lock:
+            newest = self._torn.get(path)
             # Once torn, a path's record follows what is told, also to the version that is open: an older one may have been told in between.
-            if path not in self._torn and all(self._handles[other].version == version for other in self._open.get(path, ())):
-                return
+            if newest is None and all(self._handles[other].version == version for other in self._open.get(path, ())):
+                return 0.0
             first = not self._torn
-            self._torn[path] = (version, size)
+            if newest is None or (newest.version, newest.size) != (version, size):
+                self._torn[path] = _Newest(version, size, self._clock())
             if first:
                 self.on_torn(True)
+        return self._unsettled(path)
+
+    def _unsettled(self, path: str) -> float:
+        """Return the seconds after which to look again whether the kernel may be told of the newer version; 0: now."""
+        with self._lock:
+            newest = self._torn.get(path)
+            handles = self._open.get(path, ())
+            if newest is None or all(self._newer(self._handles[handle]) is None for handle in handles):
+                return 0.0
+            now = self._clock()
+            if any(handle in handles and self._cut(handle, end) for handle, end in self._reads.copy().values()):
+                self._torn[path] = newest._replace(since=now)
+                return _LOOK_SECONDS
+            return newest.since + TAKEN_SECONDS - now
 
     def _turn(self) -> None:
         with self._lock:

@@ -111,8 +111,9 @@ class Session:
         names = min(ATTRIBUTE_SECONDS, self._options.listing_ttl) if sys.platform.startswith("linux") else 0.0
         # Only libfuse 3 can tell the kernel to keep none while it matters (`KernelCache.on_torn`).
         lifetime = names if self._options.binding == "fuse3" else 0.0
-        # The kernel's clock starts when it takes the answer, so what it was told is remembered for longer than it believes it.
-        kernel = KernelCache(lifetime + MARGIN_SECONDS if lifetime else 0.0, time.monotonic)
+        # The kernel's clock starts when it takes the answer, so what it was told is remembered for longer than it believes it. Where it
+        # believes nothing, it still takes the size that it heard just before an open for the size of what is opened. Only Linux asks anew.
+        kernel = KernelCache(lifetime + MARGIN_SECONDS if sys.platform.startswith("linux") else 0.0, time.monotonic)
         core = self._core = Core(self._filesystem, kernel, ErrorReporter(), self._on_start)
         options = self._libfuse_options(names, lifetime)
 

@@ -4,6 +4,7 @@ A handle reads the bytes of the version that it was opened at, or ESTALE; a new 
 """
 
 import errno
+import itertools
 import os
 import random
 import threading
@@ -12,7 +13,9 @@ from pathlib import Path
 
 import pytest
 
+from optfs.demo.faults import Fault, Html
 from optfs.demo.services import Services
+from optfs.demo.traffic import Request
 from optfs.values import MiB
 from tests.support.broken import ground, mounted, read
 from tests.support.mounting import eventually
@@ -136,6 +139,52 @@ def test_deleted_while_open(tmp_path: Path, provider: str, binding: str) -> None
             assert not own_bytes(fd, OLD, len(OLD) - 70_000, 4096)
         finally:
             os.close(fd)
+
+
+@every_mount
+def test_a_reader_that_waits_for_the_end_hears_that_a_shorter_version_came(tmp_path: Path, provider: str, binding: str) -> None:
+    """The kernel would take the shorter one's size for the end of the file, and the program its former content for shorter than it was."""
+    services = Services()
+    services.put(KEY, OLD[: 1 * MiB])
+    with ground(services, tmp_path, provider, binding, *SHORT_TTL) as ready:
+        path = ready.path(KEY)
+        services.pace.rate = 512 * 1024  # the end comes after 2 s
+        fd = os.open(path, os.O_RDONLY)
+        outcomes: list[bool] = []
+        reader = threading.Thread(target=lambda: outcomes.append(own_bytes(fd, OLD, 1 * MiB - 4096, 4096)))
+        try:
+            reader.start()
+            eventually(lambda: services.requests.count("get") > 0, "its bytes are under way")
+            services.put(KEY, NEW[:1000])
+            began = time.monotonic()
+            eventually(lambda: path.stat().st_size == 1000, "the new version shows")
+            assert time.monotonic() - began < 1.5
+            reader.join(60)
+            assert outcomes == [False]
+            services.pace.rate = 1024 * MiB
+            assert read(path).content == NEW[:1000]
+        finally:
+            reader.join(60)
+            os.close(fd)
+
+
+@every_mount
+def test_an_open_of_another_version_than_the_kernel_was_just_told_of_is_refused(tmp_path: Path, provider: str, binding: str) -> None:
+    """It would take the size of the one that it asked for before for that of what is opened."""
+    services = Services()
+    services.put(KEY, version(1))
+    numbers = itertools.count(2)
+
+    def changes(request: Request) -> bool:
+        if request.kind == "list":
+            services.put(KEY, version(next(numbers)))
+        return False
+
+    with ground(services, tmp_path, provider, binding, "--listing-ttl", "1ms") as ready:
+        path = ready.path(KEY)
+        assert read(path).content == version(1)
+        services.faults.add(Fault(changes, Html()))
+        assert read(path).errno == errno.ESTALE
 
 
 def version(number: int) -> bytes:

@@ -71,7 +71,8 @@ def test_the_versions_in_the_page_cache_that_are_remembered_are_bounded() -> Non
 
     def use(number: int) -> bool:
         mode = kernel.opened(f"/{number}", "1", 10, number)
-        kernel.read(number)
+        kernel.begin_read(number, 1)
+        kernel.end_read()
         kernel.closed(number)
         return mode.keep_cache
 

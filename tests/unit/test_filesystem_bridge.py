@@ -1,4 +1,4 @@
-"""The bridge without a mount: what the kernel's caches may hold, the table of mounts, and the checks before a mount."""
+"""The bridge without a mount: what handlers answer, the table of mounts, and the checks before a mount."""
 
 import ctypes
 import errno
@@ -6,7 +6,6 @@ import os
 import stat
 import sys
 import threading
-from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,7 +13,7 @@ from typing import Any
 import pytest
 
 from optfs import errors
-from optfs.bridge import bindings, callers, kernel_cache, mounting, mounts
+from optfs.bridge import bindings, callers, mounting, mounts
 from optfs.bridge.errnos import ErrorReporter
 from optfs.bridge.handlers import REFUSED, Core, Handlers
 from optfs.bridge.kernel_cache import KernelCache
@@ -38,7 +37,7 @@ class _Stat(ctypes.Structure):
 
 
 class Clock:
-    """Moved by hand."""
+    """Moved by hand, and by who waits."""
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -46,6 +45,10 @@ class Clock:
     def __call__(self) -> float:
         """Return the time that the test set."""
         return self.now
+
+    def pause(self, seconds: float) -> None:
+        """Let the time pass."""
+        self.now += seconds
 
 
 STATUS = "Name:\tcat\nSigPnd:\t{:016x}\nShdPnd:\t{:016x}\nSigBlk:\tffffffffffffffff\n"
@@ -96,70 +99,13 @@ def test_what_a_handler_raises_is_a_negative_errno_to_c(error: BaseException, nu
     assert functions["readlink"](ctypes.addressof(path), 0, 100) == -number
 
 
-def _reader(number: int) -> Callable[[], int]:
-    return lambda: number
-
-
-ANN, BOB = _reader(11), _reader(12)
-
-
-def test_an_open_is_outdated_while_the_kernel_may_hold_the_former_attributes() -> None:
-    """Until it was told of the new version, or has forgotten."""
-    clock = Clock()
-    kernel = KernelCache(2.0, clock)
-    assert not kernel.outdated("/f", "1", ANN)
-    kernel.told("/f", "1", 10, ANN)
-    assert not kernel.outdated("/f", "1", ANN)
-    assert kernel.outdated("/f", "2", ANN)
-    assert kernel.outdated("/f", "2", ANN)
-    kernel.told("/f", "2", 10, ANN)
-    assert not kernel.outdated("/f", "2", ANN)
-    clock.now = 1.99
-    kernel.told("/f", "3", 10, ANN)
-    clock.now = 3.98  # still within the lifetime
-    assert kernel.outdated("/f", "4", ANN)
-    clock.now = 8.0
-    assert not kernel.outdated("/f", "4", ANN)
-
-
-def test_what_one_thread_was_told_of_a_change_says_nothing_for_another() -> None:
-    """The kernel may not have taken that answer yet when the other opens: `fstat` showed the former size, and reads would end there."""
-    clock = Clock()
-    kernel = KernelCache(2.0, clock)
-    kernel.told("/f", "1", 10, ANN)
-    kernel.told("/f", "2", 20, ANN)
-    assert not kernel.outdated("/f", "2", ANN)
-    assert kernel.outdated("/f", "2", BOB)
-    clock.now = 2.5  # the change is remembered in its second lifetime, and what is told of it then doesn't make it new
-    kernel.told("/f", "2", 20, BOB)
-    assert not kernel.outdated("/f", "2", BOB)
-    assert kernel.outdated("/f", "2", _reader(13))
-    kernel.told("/f", "1", 10, _reader(14))  # an answer that was late: the kernel may believe it
-    assert kernel.outdated("/f", "2", BOB)
-    kernel.told("/f", "2", 20, BOB)
-    assert not kernel.outdated("/f", "2", BOB)
-    clock.now = 9.0
-    assert not kernel.outdated("/f", "2", _reader(13))
-
-
-def test_a_thread_is_not_believed_after_another_was_told_otherwise() -> None:
-    """The kernel may believe that one: a folder that is read on as it was before the change shows the former size again."""
-    kernel = KernelCache(2.0, Clock())
-    kernel.told("/f", "1", 10, ANN)
-    kernel.told("/f", "2", 20, ANN)
-    kernel.told("/f", "1", 10, BOB)
-    assert kernel.outdated("/f", "2", ANN)
-    kernel.told("/f", "2", 20, ANN)
-    assert not kernel.outdated("/f", "2", ANN)
-
-
 def test_an_entry_that_no_longer_fits_into_a_folders_answer_is_not_told() -> None:
     """The kernel may hold the former version's attributes still."""
     entries = [(name, _file("2")) for name in ("a", "b", "c")]
     handlers = _handlers(SimpleNamespace(entries=lambda _path: entries, attributes=lambda _path: _file(None), folder_number=len))
     kernel = handlers.core.kernel = KernelCache(2.0, Clock())
     for name, _ in entries:
-        kernel.told(f"/day/{name}", "1", 10, ANN)
+        kernel.told(f"/day/{name}", "1", 10, lambda: 11)
     info, path = _Info(), ctypes.create_string_buffer(b"/day")
     assert handlers.opendir(ctypes.addressof(path), ctypes.addressof(info)) == 0
     for entry, _, _ in handlers.entries_from(0, ctypes.addressof(info)):
@@ -181,118 +127,6 @@ def test_the_folder_above_has_its_own_inode_number() -> None:
         handlers.opendir(ctypes.addressof(text), ctypes.addressof(info))
         shown = {name: _Stat.from_buffer_copy(packed).st_ino for name, packed, _ in handlers.entries_from(0, ctypes.addressof(info))}
         assert shown == {b".": 7, b"..": above}
-
-
-def test_a_kernel_that_keeps_no_attributes_is_never_outdated() -> None:
-    """A lifetime of 0."""
-    kernel = KernelCache(0.0, Clock())
-    kernel.told("/f", "1", 10, ANN)
-    assert not kernel.outdated("/f", "2", ANN)
-
-
-def test_pages_are_kept_only_for_the_version_they_come_from() -> None:
-    """The same version again keeps them, another drops them; until an open of that is read, the kernel may not have dropped the former ones."""
-    kernel = KernelCache(1.0, Clock())
-    assert kernel.opened("/f", "1", 10, 1) == (True, False)
-    assert kernel.opened("/f", "1", 10, 2) == (True, False)
-    kernel.closed(1)
-    kernel.closed(2)
-    assert kernel.opened("/f", "1", 10, 3) == (True, False)
-    kernel.closed(3)  # read from the page cache alone
-    assert kernel.opened("/f", "2", 10, 4) == (False, False)
-    assert kernel.opened("/f", "2", 10, 5) == (False, False)
-    kernel.read(4)
-    assert kernel.opened("/f", "2", 10, 6) == (True, False)
-    for handle in (4, 5, 6):
-        kernel.closed(handle)
-    assert kernel.opened("/f", "2", 10, 7) == (True, False)
-    kernel.closed(7)
-    assert kernel.opened("/f", "1", 10, 8) == (False, False)
-
-
-def test_a_file_that_was_forgotten_may_have_pages_of_any_version(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of one that was never opened there are none."""
-    monkeypatch.setattr(kernel_cache, "MAX_PAGES", 2)
-    kernel = KernelCache(1.0, Clock())
-    for handle, path in enumerate(("/f", "/g", "/h")):
-        assert kernel.opened(path, "1", 10, handle) == (True, False)
-        kernel.closed(handle)
-    assert kernel.opened("/f", "2", 10, 4) == (False, False)
-    assert kernel.opened("/new", "1", 10, 5) == (False, False)
-
-
-def test_an_open_that_was_never_read_says_nothing_of_the_pages() -> None:
-    """It was refused, or the kernel gave it up: the former version's pages may still be there."""
-    kernel = KernelCache(1.0, Clock())
-    kernel.opened("/f", "1", 10, 1)
-    kernel.read(1)
-    kernel.closed(1)
-    kernel.opened("/f", "2", 10, 2)
-    kernel.closed(2)
-    assert kernel.opened("/f", "2", 10, 3) == (False, False)
-
-
-def test_a_newer_version_bypasses_the_pages_while_an_older_is_open() -> None:
-    """And the first open after that starts with no pages."""
-    kernel = KernelCache(1.0, Clock())
-    kernel.opened("/f", "1", 10, 1)
-    assert kernel.opened("/f", "2", 10, 2) == (False, True)
-    kernel.closed(1)
-    assert kernel.opened("/f", "2", 10, 3) == (False, False)
-    kernel.read(3)
-    kernel.closed(3)
-    assert kernel.opened("/f", "2", 10, 4) == (True, False)
-
-
-def test_an_open_file_of_which_the_kernel_knows_another_version_is_torn() -> None:
-    """Until it is closed; the kernel is to keep no attributes meanwhile. Opens past the page cache don't depend on what it believes."""
-    kernel = KernelCache(1.0, Clock())
-    calls: list[bool] = []
-    kernel.on_torn = calls.append
-    kernel.told("/f", "1", 10, ANN)
-    kernel.opened("/f", "1", 10, 1)
-    kernel.told("/f", "1", 10, ANN)
-    assert not kernel.torn(1)
-    assert calls == []
-    kernel.told("/f", "2", 10, ANN)
-    assert not kernel.torn(1)  # ends where the kernel believes
-    kernel.told("/f", "2", 11, ANN)
-    kernel.opened("/f", "2", 11, 2)
-    assert kernel.torn(1)
-    assert not kernel.torn(2)
-    assert kernel.fits(1)
-    kernel.told("/f", "3", 5, ANN)
-    assert not kernel.fits(1)  # ends before its own end
-    assert kernel.fits(2)
-    kernel.told_of(1, ANN)  # nothing that the kernel keeps
-    assert not kernel.fits(1)
-    kernel.told("/f", "2", 11, ANN)
-    assert calls == [True]
-    kernel.closed(1)
-    assert calls == [True, False]
-    kernel.told("/f", "3", 10, ANN)
-    assert calls == [True, False, True]
-    kernel.closed(2)
-    assert calls == [True, False, True, False]
-
-
-def test_an_older_version_told_late_does_not_stay_in_the_way_of_the_newer_one() -> None:
-    """A folder may be read on as it was before the change, while the file is open in its newer version already."""
-    kernel = KernelCache(1.0, Clock())
-    calls: list[bool] = []
-    kernel.on_torn = calls.append
-    kernel.told("/f", "2", 60, ANN)
-    kernel.opened("/f", "2", 60, 1)
-    kernel.told("/f", "1", 50, BOB)
-    assert not kernel.fits(1)
-    kernel.told("/f", "2", 60, BOB)
-    assert kernel.fits(1)
-    assert not kernel.torn(1)
-    assert kernel.opened("/f", "2", 60, 2) == (True, False)
-    assert kernel.fits(2)
-    kernel.closed(1)
-    kernel.closed(2)
-    assert calls == [True, False]
 
 
 TABLE = (
@@ -425,7 +259,8 @@ def _file(version: str | None) -> Attributes:
 
 
 def _handlers(filesystem: Any) -> Handlers:
-    core = Core(filesystem, KernelCache(0, Clock()), ErrorReporter(), lambda: None)
+    clock = Clock()
+    core = Core(filesystem, KernelCache(0, clock, clock.pause), ErrorReporter(), lambda: None)
     structures = SimpleNamespace(c_stat=_Stat, fuse_file_info=_Info, c_statvfs=ctypes.Structure)
     return Handlers(core, structures, lambda: 0, listed=True)
 
@@ -458,3 +293,38 @@ def test_a_read_that_ends_where_the_kernel_knows_a_longer_version_fails() -> Non
     assert handlers.bytes_of(10, 0, ctypes.addressof(info))[1] == 10
     with pytest.raises(errors.VersionGone):
         handlers.bytes_of(20, 0, ctypes.addressof(info))
+
+
+def test_a_read_that_waits_for_what_a_shorter_version_lacks_gives_up() -> None:
+    """Who asks for that version's attributes waits for it. Others don't ask the store for such bytes at all."""
+    asked: list[int] = []
+
+    def read(_handle: int, offset: int, _size: int) -> list[memoryview]:
+        asked.append(offset)
+        assert not filesystem.abandoned()
+        threading.Thread(target=kernel.told, args=("/f", "2", 5, lambda: 0)).start()
+        while not filesystem.abandoned():
+            pass
+        raise errors.Abandoned("as a wait for the store does")
+
+    filesystem = SimpleNamespace(read=read)
+    handlers = _handlers(filesystem)
+    kernel = handlers.core.kernel
+    kernel.opened("/f", "1", 10, 7)
+    info = _Info(fh=7)
+    for offset in (2, 3):
+        with pytest.raises(errors.VersionGone):
+            handlers.bytes_of(8, offset, ctypes.addressof(info))
+    assert asked == [2]
+
+
+def test_a_read_of_a_program_that_is_killed_gives_up_as_such() -> None:
+    """Whatever its file is."""
+
+    def read(_handle: int, _offset: int, _size: int) -> list[memoryview]:
+        raise errors.Abandoned("as a wait for the store does")
+
+    handlers = _handlers(SimpleNamespace(read=read))
+    handlers.core.kernel.opened("/f", "1", 10, 7)
+    with pytest.raises(errors.Abandoned):
+        handlers.bytes_of(8, 0, ctypes.addressof(_Info(fh=7)))
