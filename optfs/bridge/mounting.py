@@ -275,7 +275,7 @@ def check_mountpoint(mountpoint: str) -> None:
     """Look whether the mount point can be used.
 
     Raises:
-        ConfigError: it is missing, no folder, or can't be looked at.
+        ConfigError: it is missing, no folder, all of the machine's files, or can't be looked at.
         MountError: it is dead, or in a dead mount; already an optfs mount; or not writable for an ordinary user.
 
     """
@@ -295,6 +295,8 @@ def check_mountpoint(mountpoint: str) -> None:
         raise ConfigError(f"{mountpoint} can't be looked at: {error.strerror}") from None
     if not stat.S_ISDIR(mode):
         raise ConfigError(f"{mountpoint} isn't a folder; mount at one")
+    if mountpoint == "/":
+        raise ConfigError("a mount at / would hide all files of the machine; mount at a folder of its own")
     if os.geteuid() != 0 and not os.access(path, os.W_OK):
         raise MountError(f"{mountpoint} isn't writable for you, which FUSE asks of a mount point; mount at a folder of your own")
 

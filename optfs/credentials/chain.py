@@ -53,7 +53,7 @@ def fetch_aws(root: AccountRoot) -> Grant:
     try:
         found = botocore.session.get_session().get_credentials()
         if found is None:
-            raise ConfigError("no token and no AWS credentials were found; give --token-file, or set AWS's credentials and --account")
+            raise ConfigError("no token and no AWS credentials were found; give --token-file, or set up AWS's credentials (aws configure)")
         keys = found.get_frozen_credentials()
     except (botocore.exceptions.ConnectionError, botocore.exceptions.HTTPClientError) as error:
         raise ServiceUnavailable("AWS's credential service can't be reached; check the network", detail=str(error)) from error

@@ -60,7 +60,7 @@ def checked(token: str, origin: str) -> str:
     """
     token = token.strip()
     if not token:
-        raise ConfigError(f"{origin} is empty; put the personal access token there")
+        raise ConfigError(f"{origin} is empty; the personal access token is expected there")
     if len(token) > LONGEST or not all("!" <= character <= "~" for character in token):
         raise ConfigError(f"{origin} doesn't hold a personal access token: one line without spaces is expected")
     return token

@@ -132,16 +132,18 @@ def keep_mounted(days: int, mountpoint: Path | None = None, echo: Echo = print) 
 
 
 def _suggestions(demo: Demo) -> list[str]:
-    folder = demo.folder
-    files = f"'{folder}/type=events/*/*/*.parquet'"
-    sql = f"select event, count(*), sum(revenue) / 100 from {files} group by event order by 3"  # noqa: S608 - shown, not run
+    def at(path: str) -> str:
+        return shlex.quote(f"{demo.folder}/{path}")
+
+    python, optfs = shlex.quote(sys.executable), shlex.quote(str(Path(sys.executable).with_name("optfs")))
+    sql = "select event, count(*), sum(revenue) / 100 from read_parquet(?) group by event order by 3"
     return [
-        f"ls {folder}/decisions/latest/",
-        f"find {folder} -name _SUCCESS | sort | tail -3",
-        f"du -sh --apparent-size {folder}/type=events",
-        f"python -c \"import pandas; print(pandas.read_parquet('{folder}/events/latest/purchase/')[['visitor_id', 'revenue']])\"",
-        f'python -c "import duckdb; duckdb.sql(\\"{sql}\\").show()"',
-        f"optfs status {demo.mountpoint}",
+        f"ls {at('decisions/latest/')}",
+        f"find {shlex.quote(str(demo.folder))} -name _SUCCESS | sort | tail -3",
+        f"du -sh --apparent-size {at('type=events')}",
+        f"{python} -c \"import pandas, sys; print(pandas.read_parquet(sys.argv[1])[['visitor_id', 'revenue']])\" {at('events/latest/purchase/')}",
+        f'{python} -c "import duckdb, sys; duckdb.sql(\\"{sql}\\", params=sys.argv[1:]).show()" {at("type=events/*/*/*.parquet")}',
+        f"{optfs} status {shlex.quote(str(demo.mountpoint))}",
     ]
 
 

@@ -53,13 +53,12 @@ def _bindings(config: Config) -> Iterator[Finding]:
 def _services(config: Config) -> Iterator[Finding]:
     asked: tuple[Provider, ...] = get_args(Provider) if config.provider == "auto" else (config.provider,)
     try:
+        token = providers.has_token(config)
         openers = providers.openers(config)
     except OptfsError as error:
         yield Finding("token", False, error.message)
         return
-    yield Finding(
-        "token", True, "found" if config.account is None else f"found, or the provider's own credentials for account {config.account}"
-    )
+    yield Finding("token", True, "found" if token else f"none: the provider's own credentials are used, for account {config.account}")
     usable = 0
     failures: list[Finding] = []
     for provider in asked:

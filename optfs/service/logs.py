@@ -118,10 +118,19 @@ def _open_private(path: str) -> TextIOWrapper:
 
 
 class _PrivateFile(logging.handlers.WatchedFileHandler):
-    """A file that only its owner reads; one that was moved away (logrotate) is made anew."""
+    """A file that only its owner reads; one that was moved away (logrotate) is made anew. Lines are lost while it can't be."""
 
     def _open(self) -> TextIOWrapper:
         return _open_private(self.baseFilename)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write a record. Where the file can't be made anew, the standard library would raise in whoever logs."""
+        try:
+            super().emit(record)
+        except (OSError, ValueError):  # the latter: a former stream that couldn't be closed
+            with contextlib.suppress(OSError, ValueError):
+                self.close()  # the next record opens it
+            self.handleError(record)
 
 
 class _PrivateRotatingFile(logging.handlers.RotatingFileHandler):

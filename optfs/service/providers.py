@@ -152,6 +152,11 @@ def _rank(error: OptfsError) -> int:
     return 5 if isinstance(error, NoExport) else 4 if isinstance(error, ConfigError) else 3 if isinstance(error, AccessError) else 6
 
 
+def has_token(config: Config) -> bool:
+    """Return whether there is a token, which isn't read; else the provider's own credentials are used. To be asked before `openers`."""
+    return find_token(config.token_file, config.token_command, os.environ, folder=config.folder) is not None
+
+
 def openers(config: Config) -> dict[Provider, Callable[[], Source]]:
     """Return for each provider that may be used what gets its credentials.
 

@@ -61,6 +61,28 @@ def check(mountpoint: Path) -> None:
     mounting.check_mountpoint(mounts.resolve(mountpoint))
 
 
+def check_hidden(config: Config, mountpoint: Path) -> None:
+    """See that the mount wouldn't hide what it needs itself.
+
+    Raises:
+        ConfigError: it would.
+
+    """
+    point = mounts.resolve(mountpoint)
+    program = config.token_command[0] if config.token_command else ""
+    needed = {
+        "--token-file": config.token_file,
+        "--token-command": config.folder / program if "/" in program else None,
+        "--log-file": config.log_file,
+        "--cache-dir": config.cache_dir if config.cache_size else None,
+    }
+    for name, path in needed.items():
+        if path is not None and Path(mounts.resolve(path)).is_relative_to(point):
+            raise ConfigError(
+                f"{name}: {path} lies in the mount point, where the mount would hide it; put it elsewhere, or mount elsewhere"
+            )
+
+
 def run(config: Config, mountpoint: Path, announce: Callable[[], None], *, foreground: bool) -> int:
     """Mount, call `announce` when the mount is usable, serve until it is unmounted, and return the exit code.
 
@@ -73,6 +95,7 @@ def run(config: Config, mountpoint: Path, announce: Callable[[], None], *, foreg
     allocator.tune_malloc()
     allocator.forbid_core_files()
     allocator.raise_file_limit()
+    check_hidden(config, mountpoint)
     logs.configure(config.log_level, config.log_file, config.log_format, foreground=foreground)
     check(mountpoint)
     if mounts.resolve(mountpoint) in map(str, (config.folder, *config.folder.parents)):

@@ -94,7 +94,11 @@ def failure(
     detail = f"status {status}, reason {reason or '-'}, upload id {_request_id(headers)}"
     bucket = root.bucket
     if status == 401:
-        return RejectedCredential("Google Cloud Storage doesn't accept the credential", credential, detail=detail)
+        return RejectedCredential(
+            "Google Cloud Storage doesn't accept the credential; check the token, or Google's credentials and clock",
+            credential,
+            detail=detail,
+        )
     if status in {408, 429, 500, 502, 503, 504} or reason in _BUSY:
         wait = retry_after(headers, now)
         return ServiceUnavailable("Google Cloud Storage is overloaded or has a failure; try again later", detail=detail, retry_after=wait)

@@ -68,7 +68,9 @@ def failure(
     detail = f"status {status}, code {told.code or '-'}, request {_request_id(headers)}"
     bucket = root.bucket
     if told.code in _REJECTED:
-        return RejectedCredential("S3 doesn't accept the credential", credential, detail=detail)
+        return RejectedCredential(
+            "S3 doesn't accept the credential; check the token, or AWS's credentials and clock", credential, detail=detail
+        )
     if told.code in _SKEWED:
         return signer.correct(headers, detail)
     if status in {408, 429, 500, 502, 503, 504} or told.code in _BUSY:

@@ -9,9 +9,10 @@ Rules:
   deleted, or a store that goes on listing what it doesn't give, costs a share of the time.
 - One listing of a unit is under way at a time. Whoever needs it waits for it, each within its own deadline; if it fails, it fails for all.
   Whatever is raised once it is noted as under way, and be it for want of memory, ends it: else nobody would ever ask for the unit again.
-- When a refresh fails, the former listing goes on being shown. While a store is known to fail, nobody who can be shown a former listing
-  waits: the next try runs in the background, at most one a unit in `RETRY_PAUSE` and `MAX_RETRIES` at a time. The first success ends that
-  state. Without a former listing the failure is raised. Each change of state is logged once.
+- When a refresh fails, or takes longer than `PATIENCE`, the former listing goes on being shown. While a store is known to fail, or has such a
+  listing under way, nobody who can be shown a former listing waits: the next try runs in the background, at most one a unit in `RETRY_PAUSE`
+  and `MAX_RETRIES` at a time. The first success ends that state. One that a read has found wrong isn't shown for slowness alone. Without a
+  former listing the failure is raised. Each change of state is logged once.
 - What a refresh brings replaces the former listing in one assignment; whoever holds nodes of the former one keeps a whole tree.
 - Listings are dropped, least recently used first, once more than `max_objects` are held.
 
@@ -42,6 +43,9 @@ logger = logging.getLogger(__name__)
 
 SETTLED_TTL = 3600.0
 """Seconds for which the listing of a complete day of the past is believed."""
+
+PATIENCE = 5.0
+"""Seconds for which a refresh is waited for where there is a former listing: a store that takes requests and doesn't answer isn't known to fail yet."""
 
 RETRY_PAUSE = 1.0
 """Seconds between tries to refresh a listing while its store fails: soon enough to recover, seldom enough not to load a failing service."""
@@ -91,9 +95,11 @@ class CatalogStatistics:
 class _Flight:
     """One listing under way. `listing` and `error` are set, one of them, before `done` is. `outdated` is guarded by `HeldListings`' lock."""
 
-    __slots__ = ("done", "error", "listing", "outdated")
+    __slots__ = ("began", "done", "error", "listing", "outdated", "providers")
 
-    def __init__(self) -> None:
+    def __init__(self, began: float, providers: Sequence[Provider]) -> None:
+        self.began = began
+        self.providers = providers
         self.done = threading.Event()
         self.listing: Listing | None = None
         self.error: BaseException | None = None
@@ -207,16 +213,19 @@ class HeldListings:
         with self._lock:
             held = self._held.get(unit)
             old: Listing | None = None
+            outdated = False
             if held is not None:
                 self._held.move_to_end(unit)
-                old = held.listing
+                old, outdated = held.listing, held.outdated
                 now = self._clock()
                 if self._believed(held, now):
                     self._hits += 1
                     return old
             flight = self._flights.get(unit)
             leads = flight is None
-            if held is not None and (held.denied or not self._failing.isdisjoint(providers)):
+            if held is not None and (
+                held.denied or not self._failing.isdisjoint(providers) or (not outdated and self._silent(providers, now))
+            ):
                 self._stale += 1
                 retries = (
                     leads
@@ -229,7 +238,7 @@ class HeldListings:
                     self._retrying.add(unit)
                 flight, leads = None, False
             elif flight is None:
-                flight = self._flights[unit] = _Flight()
+                flight = self._flights[unit] = _Flight(self._clock(), providers)
         if flight is None:
             assert old is not None  # only a held listing is shown without waiting
             if retries:
@@ -241,8 +250,12 @@ class HeldListings:
             except BaseException as failure:
                 self._end(flight, unit, failure)
                 raise
-        # A flight that was begun here is bound by this deadline, and says better than this wait why it failed.
-        if not _wait(flight.done, deadline) and not (leads and flight.done.wait(LOOK_AGAIN)):
+        if old is None or outdated:
+            # A flight that was begun here is bound by this deadline, and says better than this wait why it failed.
+            arrived = _wait(flight.done, deadline) or (leads and flight.done.wait(LOOK_AGAIN))
+        else:
+            arrived = _wait(flight.done, deadline.sooner(flight.began + PATIENCE - self._clock()))
+        if not arrived:
             flight = None
         if flight is not None and flight.listing is not None:
             return flight.listing
@@ -274,6 +287,10 @@ class HeldListings:
         if self.ttl <= 0 or not listing.complete or age >= SETTLED_TTL:
             return False
         return layout.settled(layout.date_of(listing.folder.name), complete=True, wall=self._wall_clock())
+
+    def _silent(self, providers: Sequence[Provider], now: float) -> bool:
+        """Return whether a listing that one of these stores takes part in has been under way for too long. Called with the lock."""
+        return any(now - flight.began >= PATIENCE and not set(providers).isdisjoint(flight.providers) for flight in self._flights.values())
 
     def _take_off(self, flight: _Flight, unit: str, providers: Sequence[Provider], old: Listing | None, deadline: Deadline) -> None:
         """List a unit in a new thread; in this one where there is no memory for another."""
@@ -350,7 +367,7 @@ class HeldListings:
                 self._held.move_to_end(unit)
             if self._closed or unit in self._flights or (held is not None and self._believed(held, self._clock())):
                 return False
-            flight = self._flights[unit] = _Flight()
+            flight = self._flights[unit] = _Flight(self._clock(), providers)
         try:
             self._fly(flight, unit, providers, None if held is None else held.listing, Deadline.after(self._clock, self._timeout))
         except BaseException as error:

@@ -23,6 +23,12 @@ def test_a_mount_point_must_be_an_existing_folder(tmp_path: Path) -> None:
     assert refusal(tmp_path / "file") == "isn't a folder; mount at one"
 
 
+def test_all_files_of_the_machine_are_not_hidden() -> None:
+    """Root could."""
+    with pytest.raises(ConfigError, match="at / would hide all files"):
+        mounting.check_mountpoint("/")
+
+
 def test_a_mount_point_that_cannot_be_looked_at_is_wrong_usage(tmp_path: Path) -> None:
     """As a missing one is; what can't be made is not to be made."""
     assert refusal(tmp_path / ("long" * 100)) == "can't be looked at: File name too long"

@@ -133,6 +133,25 @@ def test_the_file_is_the_owners_alone_and_made_anew_when_it_was_moved(tmp_path: 
     assert logs.destination() == str(file)
 
 
+def test_a_file_that_cannot_be_made_anew_costs_lines_alone(tmp_path: Path) -> None:
+    """Whoever logs goes on: a listing failed, and a renewal counted as failed, since its folder was gone."""
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    file = folder / "log"
+    logs.configure("info", file, "text", foreground=False)
+    logger = logging.getLogger("optfs")
+    logger.info("first")
+    folder.rename(tmp_path / "aside")
+    logger.info("second")
+    folder.touch()
+    logger.info("third")
+    folder.unlink()
+    folder.mkdir()
+    logger.info("fourth")
+    logger.info("fifth")
+    assert [line.rpartition(" ")[2] for line in file.read_text().splitlines()] == ["fourth", "fifth"]
+
+
 def test_an_existing_file_is_taken_from_others(tmp_path: Path) -> None:
     """As is one that logrotate made anew."""
     file = tmp_path / "log"

@@ -8,6 +8,7 @@ import pytest
 
 from optfs.errors import Abandoned, AccessDenied, DeadlineExceeded, NotFound, OptfsError, ServiceUnavailable, TokenRefused
 from optfs.tree.folders import File
+from optfs.tree.held import PATIENCE
 from optfs.workers import WorkerPool
 from tests.support.trees import LIMIT, HandPool, MemoryStore, Rig, in_threads, join_all, outage
 
@@ -335,6 +336,34 @@ def test_who_waits_for_anothers_listing_waits_no_longer_than_its_own_deadline() 
     gate.open.set()
     join_all(leader)
     assert results == [["a"]]
+
+
+def test_a_store_that_is_silent_holds_nobody_up_who_can_be_shown_a_former_listing() -> None:
+    """But for a few seconds the first one; what a read has found wrong isn't shown for that."""
+    other = "type=a/date=2026-10-30"
+    store = MemoryStore(keys=[f"{RECENT}/a", f"{other}/o"])
+    rig = Rig([store])
+    assert (rig.names(RECENT), rig.names(other)) == (["a"], ["o"])
+    found = rig.lookup(f"{RECENT}/a")
+    assert isinstance(found, File)
+    store.put(f"{RECENT}/b")
+    rig.now += 61
+    gate = store.gate = _Gate(f"{RECENT}/")
+    first, results = in_threads(1, lambda: rig.names(RECENT))
+    assert gate.reached.wait(LIMIT)
+    rig.now += PATIENCE
+    join_all(first)
+    assert results == [["a"]]
+    assert rig.names(RECENT) == ["a"]
+    assert rig.names(other) == ["o"]
+    rig.catalog.gone(found.info)
+    patient, results = in_threads(1, lambda: rig.names(RECENT))
+    gate.open.set()
+    join_all(patient)
+    assert results == [["a", "b"]]
+    assert store.units().count(f"{other}/") == 1
+    assert rig.run_jobs() > 0
+    assert store.units().count(f"{other}/") == 2
 
 
 def test_who_is_killed_leaves_the_listing_to_others() -> None:
