@@ -154,15 +154,14 @@ class Handlers:
         """Return bytes of an open file's pinned version, and how many they are: fewer than `size` only where the file ends."""
         core, handle = self.core, self._info(info).fh
         kernel = core.kernel
-        kernel.begin_read(handle, offset + size)
         try:
-            if not kernel.in_vain():
+            if kernel.begin_read(handle, offset + size):
                 views = core.filesystem.read(handle, offset, size)
                 length = sum(map(len, views))
                 if not kernel.misread(handle, offset + length, short=length < size):
                     return views, length
         except Abandoned:
-            if not kernel.in_vain():
+            if killed(self.caller):
                 raise
         finally:
             kernel.end_read()
@@ -215,7 +214,7 @@ class Handlers:
         if offset == 0:
             folder.entries = core.filesystem.entries(folder.path)
         entries = folder.entries
-        pack, told, caller = self.layout.pack, core.kernel.told, self.caller
+        pack, kernel, caller = self.layout.pack, core.kernel, self.caller
         if offset < 2:
             here = core.filesystem.attributes(folder.path)
             above = here._replace(ino=core.filesystem.folder_number(folder.path.rpartition("/")[0] or "/"))
@@ -223,11 +222,24 @@ class Handlers:
                 yield dots, pack(shown), position
             offset = 2
         base = folder.path.rstrip("/") + "/"
-        for position in range(offset - 2, len(entries)):
-            name, attributes = entries[position]
-            yield encode_name(name), pack(attributes), position + 3
-            if attributes.version is not None and self._listed:
-                told(base + name, attributes.version, attributes.size, caller)
+        unsettled: list[str] = []
+        try:
+            for position in range(offset - 2, len(entries)):
+                name, attributes = entries[position]
+                version = attributes.version if self._listed else None
+                # First, as libfuse notes with each entry for how long it may be believed (`KernelCache.on_torn`).
+                if version is not None and kernel.note(base + name, version, attributes.size, _nobody):
+                    unsettled.append(base + name)
+                yield encode_name(name), pack(attributes), position + 3
+                if version is not None:
+                    kernel.heard(base + name, version, caller)
+        finally:  # before the answer, wherever the caller stops
+            for path in unsettled:
+                kernel.settle(path)
+
+
+def _nobody() -> int:
+    return -1
 
 
 def _name(address: int) -> str:

@@ -16,10 +16,13 @@ The kernel keeps one set of attributes and one page cache a file, whatever versi
 - Pages of two versions at once. While an older version is still open, a newer one is opened past the page cache (`direct_io`), so that
   neither file's reads find the other's pages.
 - The end of an older version. Once the kernel was told a newer version's size it ends all reads there, and fills with zeros what an older
-  one lacks up to there. So while an older version is open the kernel is told to keep no attributes (`on_torn`) and asks before it reads
-  on: it hears ESTALE where the newer version is shorter (`fits`), else the attributes of the handle's own version. A read hears ESTALE
-  where the kernel would cut what it is given, or fill it up (`misread`). A read that was answered just before the newer version was told
-  must reach its program first: that answer waits for `TAKEN_SECONDS`.
+  one lacks up to there. So while an older version is open ("torn") the kernel is told to keep no attributes (`on_torn`) and asks before it
+  reads on: it hears ESTALE where the newer version is shorter (`fits`), else the attributes of the handle's own version. A read hears ESTALE
+  where the kernel would cut what it is given, or fill it up (`misread`).
+  The kernel takes a new size at once, but waits for reads under way before it drops the pages that lie at an end. So reads that are under way when a
+  version of another size is noted, and those that begin soon after, are in vain: they hear ESTALE at their next look, and who asked for the
+  path's attributes is told when they have ended, and when what was answered before has reached its program (`TAKEN_SECONDS`). Answers of two
+  versions may be on their way at once, and either may be taken last: until they have arrived, both sizes count.
   libfuse 2 has no means for `on_torn`: there the kernel keeps no attributes at all, and asks at each read that reaches the end it knows.
 
 Algorithm: versions told, and changes among them, are kept in two generations of `lifetime` seconds each, so that each is remembered for at
@@ -79,7 +82,17 @@ class _Handle(NamedTuple):
 class _Newest(NamedTuple):
     version: str
     size: int
-    since: float  # when it was told, or a read that it spoils was last seen
+    since: float  # when it was noted, or a read in vain was last seen
+    low: int  # the least and the greatest size that the kernel may take
+    high: int
+
+    def arriving(self, now: float) -> bool:
+        """Return whether the kernel may not have taken it yet, or not have dropped pages for it."""
+        return now < self.since + 2 * TAKEN_SECONDS
+
+    def seen(self, now: float) -> "_Newest":
+        """Return it with the sizes that count now."""
+        return self if self.low == self.high or self.arriving(now) else self._replace(low=self.size, high=self.size)
 
 
 class KernelCache:
@@ -120,13 +133,26 @@ class KernelCache:
 
     def told(self, path: str, version: str, size: int, caller: Caller) -> None:
         """Note that the kernel is told attributes of this version, which is `size` bytes long; wait until it may be."""
+        if self.note(path, version, size, caller):
+            self.settle(path)
+
+    def note(self, path: str, version: str, size: int, caller: Caller) -> bool:
+        """Do as `told`, but return whether the answer must wait (`settle`)."""
         if self._lifetime:
             self._remember(path, version, caller)
-        if path in self._open:  # without the lock: seldom true
-            wait = self._tear(path, version, size)
-            while wait > 0:
-                self._pause(wait)
-                wait = self._unsettled(path)
+        return path in self._open and self._tear(path, version, size) > 0  # without the lock: seldom true
+
+    def settle(self, path: str) -> None:
+        """Wait until the kernel may be told what was noted: as long as a read takes to end in vain."""
+        while (wait := self._unsettled(path)) > 0:
+            self._pause(wait)
+
+    def heard(self, path: str, version: str, caller: Caller) -> None:
+        """Note that the caller is told what was noted for nobody."""
+        if self._changes or self._changes_before:  # seldom
+            change = self._changes.get(path) or self._changes_before.get(path)
+            if change:
+                change[caller()] = version
 
     def outdated(self, path: str, version: str, caller: Caller) -> bool:
         """Return whether the kernel may hold attributes of another version. The caller's asking anew (`told`) ends that."""
@@ -164,22 +190,25 @@ class KernelCache:
             self._note_pages(path, version if kept else "")
             return mode
 
-    def begin_read(self, handle: int, end: int) -> None:
-        """Note that this thread reads up to `end`, until `end_read`. The kernel has taken the answer to the handle's open, then."""
+    def begin_read(self, handle: int, end: int) -> bool:
+        """Note that this thread reads up to `end`, until `end_read`; return whether that isn't in vain. The kernel has taken the answer to the open."""
         if handle in self._unread:
             self._unread.discard(handle)
+        if self._torn and self._vain(handle, end):  # asked before it is noted: whoever waits for reads to end isn't to see it
+            return False
         self._reads[get_ident()] = (handle, end)
+        return not self.in_vain()
 
     def end_read(self) -> None:
-        """Note that this thread's read is answered."""
+        """Note that this thread's read, if it makes one, is answered."""
         self._reads.pop(get_ident(), None)
 
     def in_vain(self) -> bool:
-        """Return whether this thread reads what the kernel would cut off: it was told of a version that ends before."""
+        """Return whether this thread's read will be refused, since a version of another size came."""
         if not self._torn:
             return False
         read = self._reads.get(get_ident())
-        return read is not None and self._cut(*read)
+        return read is not None and self._vain(*read)
 
     def closed(self, handle: int) -> None:
         """Note the end of an open, or that it was refused."""
@@ -194,7 +223,10 @@ class KernelCache:
             if not others:
                 del self._open[entry.path]
             newest = self._torn.get(entry.path)
-            if newest is not None and all(self._handles[other].version == newest.version for other in others):
+            settled = (
+                newest is not None and newest.low == newest.high and all(self._handles[other].version == newest.version for other in others)
+            )
+            if newest is not None and (settled or not others):
                 del self._torn[entry.path]
                 if not self._torn:
                     self.on_torn(False)
@@ -204,14 +236,14 @@ class KernelCache:
     def told_of(self, handle: int, caller: Caller) -> None:
         """Note that the kernel is told the attributes of an open file's own version; of a torn one it keeps none."""
         held = self._handles[handle]
-        if held.path not in self._torn:
-            self.told(held.path, held.version, held.size, caller)
+        if self._lifetime and held.path not in self._torn:
+            self._remember(held.path, held.version, caller)
 
     def fits(self, handle: int) -> bool:
         """Return whether a handle's file can be read to its end: the kernel wasn't told of a shorter version, whose size it takes for that."""
         held = self._handles[handle]
         newest = self._newer(held)
-        return newest is None or newest.size >= held.size
+        return newest is None or newest.low >= held.size
 
     def misread(self, handle: int, end: int, *, short: bool) -> bool:
         """Return whether the kernel would make something else of bytes up to `end`, which are fewer than it asked for if `short`.
@@ -222,17 +254,21 @@ class KernelCache:
             return False
         held = self._handles[handle]
         newest = self._newer(held)
-        return newest is not None and (newest.size < end or (short and newest.size > held.size))
-
-    def _cut(self, handle: int, end: int) -> bool:
-        held = self._handles.get(handle)
-        newest = None if held is None else self._newer(held)
-        return held is not None and newest is not None and newest.size < min(end, held.size)
+        return newest is not None and (newest.low < end or (short and newest.high > held.size))
 
     def _newer(self, held: _Handle) -> _Newest | None:
         """Return the other version that the kernel was told of, where that matters to reads of the handle."""
         newest = self._torn.get(held.path)
-        return None if newest is None or held.direct or newest.version == held.version else newest
+        if newest is None or held.direct:
+            return None
+        newest = newest.seen(self._clock())
+        return None if newest.low == newest.high == held.size or (newest.version == held.version and newest.low == newest.high) else newest
+
+    def _vain(self, handle: int, end: int) -> bool:
+        """Return whether a read is one that the kernel may cut, or that keeps it from dropping pages. Of a handle that is closed none is."""
+        held = self._handles.get(handle)
+        newest = None if held is None else self._newer(held)
+        return held is not None and newest is not None and (newest.arriving(self._clock()) or newest.low < min(end, held.size))
 
     def _note_pages(self, path: str, version: str) -> None:
         try:
@@ -269,22 +305,25 @@ class KernelCache:
             # Once torn, a path's record follows what is told, also to the version that is open: an older one may have been told in between.
             if newest is None and all(self._handles[other].version == version for other in self._open.get(path, ())):
                 return 0.0
-            first = not self._torn
-            if newest is None or (newest.version, newest.size) != (version, size):
-                self._torn[path] = _Newest(version, size, self._clock())
-            if first:
-                self.on_torn(True)
+            if not self._torn:
+                self.on_torn(True)  # before it is noted: it may find no memory
+            now = self._clock()
+            if newest is None or not newest.arriving(now):
+                if newest is None or (newest.version, newest.size) != (version, size):
+                    self._torn[path] = _Newest(version, size, now, size, size)
+            elif (newest.version, newest.size) != (version, size):
+                self._torn[path] = _Newest(version, size, now, min(size, newest.low), max(size, newest.high))
         return self._unsettled(path)
 
     def _unsettled(self, path: str) -> float:
-        """Return the seconds after which to look again whether the kernel may be told of the newer version; 0: now."""
+        """Return the seconds after which to look again whether the kernel may be told of the newer version; 0 or less: now."""
         with self._lock:
             newest = self._torn.get(path)
             handles = self._open.get(path, ())
             if newest is None or all(self._newer(self._handles[handle]) is None for handle in handles):
                 return 0.0
             now = self._clock()
-            if any(handle in handles and self._cut(handle, end) for handle, end in self._reads.copy().values()):
+            if any(handle in handles and self._vain(handle, end) for handle, end in self._reads.copy().values()):
                 self._torn[path] = newest._replace(since=now)
                 return _LOOK_SECONDS
             return newest.since + TAKEN_SECONDS - now

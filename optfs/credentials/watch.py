@@ -18,6 +18,8 @@ import requests.adapters
 import urllib3
 import urllib3.connection
 
+from optfs.answers import with_answers
+
 
 class Watch:
     """A context manager around one exchange."""
@@ -96,7 +98,7 @@ class _WatchedAdapter(requests.adapters.HTTPAdapter):
         class SecurePool(urllib3.HTTPSConnectionPool):
             ConnectionCls = Secure
 
-        self._pools = {"http": PlainPool, "https": SecurePool}
+        self._pools = {"http": with_answers(PlainPool), "https": with_answers(SecurePool)}
         super().__init__()
 
     def init_poolmanager(self, *arguments: Any, **settings: Any) -> None:

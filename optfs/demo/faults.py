@@ -70,6 +70,20 @@ class Stall:
 
 
 @dataclass(frozen=True, slots=True)
+class Hints:
+    """Send `103 Early Hints` so many times, wait a moment, then answer properly."""
+
+    times: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Trickle:
+    """Send headers without end, a byte each `pause` seconds, until the client leaves or the fault is removed."""
+
+    pause: float = 0.1
+
+
+@dataclass(frozen=True, slots=True)
 class Reset:
     """Reset the connection before the headers (None) or after so many bytes of the body."""
 
@@ -83,7 +97,7 @@ class Truncate:
     at: int
 
 
-Action = Answer | Html | Redirect | WrongContentRange | WrongLength | Corrupt | Delay | Stall | Reset | Truncate
+Action = Answer | Html | Redirect | WrongContentRange | WrongLength | Corrupt | Delay | Hints | Trickle | Stall | Reset | Truncate
 
 HTML = b"<!DOCTYPE html><html><head><title>Sign in</title></head><body>Please sign in to the network.</body></html>"
 

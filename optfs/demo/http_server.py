@@ -27,7 +27,7 @@ from io import BufferedReader, FileIO
 from typing import Protocol
 from urllib.parse import unquote, unquote_plus
 
-from optfs.demo.faults import Action, Delay, Fault, FaultPlan, Reset, Stall, Truncate, distort, substitute
+from optfs.demo.faults import Action, Delay, Fault, FaultPlan, Hints, Reset, Stall, Trickle, Truncate, distort, substitute
 from optfs.demo.objects import FilePart
 from optfs.demo.traffic import Entry, Request, RequestLog, Response, Service
 
@@ -215,6 +215,15 @@ class HttpServer:
         match fault.action:
             case Delay(seconds):
                 self._hold(fault, seconds)
+            case Hints(times):
+                sock.sendall(b"HTTP/1.1 103 Early Hints\r\nLink: </x>; rel=preload\r\n\r\n" * times)
+                self._hold(fault, 0.05)
+            case Trickle(pause):
+                sock.sendall(b"HTTP/1.1 200 OK\r\nX-Slow: ")
+                while not fault.removed.is_set():
+                    self._hold(fault, pause)
+                    sock.sendall(b"x")
+                raise _Hangup
             case Stall(None):
                 self._hold(fault)
             case Reset(None):

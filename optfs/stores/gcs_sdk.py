@@ -25,6 +25,7 @@ import urllib3.exceptions
 from google.auth.credentials import AnonymousCredentials
 from google.cloud.storage import Blob, Client
 
+from optfs.answers import POOLS
 from optfs.credentials.protocol import CredentialSource, GcpCredential
 from optfs.errors import OptfsError
 from optfs.stores.counters import RequestKind, StoreCounters
@@ -184,6 +185,17 @@ class _Adapter(requests.adapters.HTTPAdapter):
         """Return what a connection is chosen by."""
         host, _ = super().build_connection_pool_key_attributes(request, verify, cert)
         return host, {"ssl_context": self._context, "cert_reqs": "CERT_REQUIRED"}
+
+    def init_poolmanager(self, *arguments: Any, **settings: Any) -> None:
+        """Make the pool of direct connections."""
+        super().init_poolmanager(*arguments, **settings)
+        self.poolmanager.pool_classes_by_scheme = POOLS
+
+    def proxy_manager_for(self, *arguments: Any, **settings: Any) -> Any:
+        """Make the pool of connections through a proxy."""
+        manager = super().proxy_manager_for(*arguments, **settings)
+        manager.pool_classes_by_scheme = POOLS
+        return manager
 
     def cert_verify(self, conn: Any, url: Any, verify: Any, cert: Any) -> None:  # noqa: ARG002 - the context knows what is trusted
         """Demand a certificate."""

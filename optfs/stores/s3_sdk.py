@@ -22,12 +22,13 @@ import botocore
 import botocore.config
 import botocore.session
 import urllib3
-from botocore.awsrequest import AWSPreparedRequest, AWSResponse
+from botocore.awsrequest import AWSHTTPConnectionPool, AWSHTTPSConnectionPool, AWSPreparedRequest, AWSResponse
 from botocore.exceptions import BotoCoreError, ClientError
 from botocore.httpsession import URLLib3Session
 from botocore.loaders import Loader
 from botocore.parsers import ResponseParserError
 
+from optfs.answers import with_answers
 from optfs.credentials.protocol import AwsCredential, CredentialSource
 from optfs.errors import OptfsError, ServiceError
 from optfs.stores.counters import StoreCounters
@@ -185,6 +186,9 @@ class _Session(URLLib3Session):
         self._waits = waits
         self._context = context
         super().__init__(proxies={"https": proxy} if proxy else None, max_pool_connections=CONNECTIONS)
+        self._pool_classes_by_scheme = {"http": with_answers(AWSHTTPConnectionPool), "https": with_answers(AWSHTTPSConnectionPool)}
+        manager: urllib3.PoolManager = self._manager  # type: ignore[attr-defined]  # the stubs leave private attributes out
+        manager.pool_classes_by_scheme = self._pool_classes_by_scheme
 
     def _get_pool_manager_kwargs(self, **extra: Any) -> dict[str, Any]:
         given = super()._get_pool_manager_kwargs(**extra)  # type: ignore[misc]  # the stubs leave private methods out

@@ -4,7 +4,7 @@ Rules:
 
 - A kept-alive connection that the server closed while it was idle costs one repetition, at once, on a fresh connection.
 - Redirects are answers like others; nothing follows them, since credentials mustn't go where a redirect points.
-- How long is waited, and how bodies are read: `receiver`. Which servers, proxies and certificates: `network`.
+- How long is waited, and how bodies are read: `receiver`; heads: `optfs.answers`. Which servers, proxies and certificates: `network`.
 
 `Transport` has no lock of its own; the pool's are urllib3's.
 """
@@ -17,6 +17,7 @@ import urllib3.exceptions
 import urllib3.util
 from urllib3.response import BaseHTTPResponse
 
+from optfs.answers import POOLS
 from optfs.stores.counters import RequestKind, StoreCounters
 from optfs.stores.network import find_proxy, safe_server, tls_context
 from optfs.stores.receiver import NETWORK_ERRORS, Receiver
@@ -107,6 +108,12 @@ class Transport(Receiver):
 
 def _manager(scheme: str, host: str) -> urllib3.PoolManager:
     """Return connections made directly, or through the environment's proxy."""
+    manager = _plain_manager(scheme, host)
+    manager.pool_classes_by_scheme = POOLS
+    return manager
+
+
+def _plain_manager(scheme: str, host: str) -> urllib3.PoolManager:
     if scheme == "http":
         return urllib3.PoolManager(maxsize=CONNECTIONS, block=False)
     context = tls_context()

@@ -5,13 +5,14 @@ import random
 import time
 from collections.abc import Iterator
 from email.utils import formatdate
+from functools import partial
 from typing import Any
 
 import pytest
 
 from optfs.config import Carrier
 from optfs.credentials.protocol import AwsCredential
-from optfs.demo.faults import Action, Answer, Fault, Html, Redirect, Reset, Stall, Truncate, WrongContentRange, WrongLength
+from optfs.demo.faults import Action, Answer, Fault, Hints, Html, Redirect, Reset, Stall, Trickle, Truncate, WrongContentRange, WrongLength
 from optfs.demo.traffic import Kind
 from optfs.errors import AccessDenied, DeadlineExceeded, InvalidResponse, OptfsError, ServiceError, ServiceUnavailable
 from optfs.stores.gcs_sdk import GcsSdkStore
@@ -170,6 +171,41 @@ def test_a_trickling_body_cant_outlive_the_deadline(ground: DemoGround) -> None:
     with pytest.raises(DeadlineExceeded):
         read(ground.store, info, until=deadline(1.5))
     assert time.monotonic() - began < 25
+
+
+@pytest.mark.parametrize("kind", ["list", "get"])
+def test_a_trickling_head_cant_outlive_the_deadline(ground: DemoGround, kind: Kind) -> None:
+    """It held a fetching thread, or a folder's listing, as long as the server liked. Another connection may do better in time."""
+    info = find(ground.store, NAME)
+    fault = fail(ground, kind, Trickle(), times=None)
+    began = time.monotonic()
+    listing = partial(ground.store.list_page, PREFIX, delimiter=None, continuation=None, deadline=deadline(2.5))
+    ask = listing if kind == "list" else partial(read, ground.store, info, until=deadline(2.5))
+    with pytest.raises(DeadlineExceeded):
+        ask()
+    assert 1.5 < time.monotonic() - began < 10
+    ground.services.faults.remove(fault)
+    fail(ground, kind, Trickle(), times=1)
+    assert read(ground.store, info) == DATA
+    assert list_all(ground.store)[0] == [info]
+
+
+@pytest.mark.parametrize("kind", ["list", "get"])
+def test_early_hints_are_not_the_answer(ground: DemoGround, kind: Kind) -> None:
+    """Else the answer would be taken for that to the connection's next request: folders looked empty."""
+    info = find(ground.store, NAME)
+    fail(ground, kind, Hints(), times=None)
+    for _ in range(4):
+        assert list_all(ground.store)[0] == [info]
+        assert read(ground.store, info) == DATA
+
+
+def test_early_hints_without_end_are_no_answer(ground: DemoGround) -> None:
+    """They would hold a thread, and a processor."""
+    info = find(ground.store, NAME)
+    fail(ground, "get", Hints(1000), times=None)
+    with pytest.raises(ServiceError):
+        read(ground.store, info, until=deadline(20))
 
 
 def test_a_service_that_is_down_and_comes_back(ground: DemoGround) -> None:

@@ -169,6 +169,63 @@ def test_a_reader_that_waits_for_the_end_hears_that_a_shorter_version_came(tmp_p
 
 
 @every_mount
+@pytest.mark.parametrize("size", [5_000, 400_000])
+def test_a_folder_that_shows_another_version_leaves_an_open_one_its_end(tmp_path: Path, provider: str, binding: str, size: int) -> None:
+    """Names come with attributes, which the kernel believed for a second more: of the opened version it showed no end, or one too early."""
+    services = Services()
+    services.put(KEY, OLD[:200_000])
+    with ground(services, tmp_path, provider, binding, "--listing-ttl", "1s") as ready:
+        path = ready.path(KEY)
+        fd = os.open(path, os.O_RDONLY)
+        try:
+            os.pread(fd, 100, 0)
+            os.pread(fd, 4096, 199_000)
+            services.put(KEY, NEW[:size])
+            eventually(lambda: [entry.stat().st_size for entry in os.scandir(path.parent)] == [size], "the new version shows")
+            for _ in range(20):
+                for offset in (0, 150_000, 199_000):
+                    own_bytes(fd, OLD[:200_000], offset, 4096)
+                time.sleep(0.03)
+        finally:
+            os.close(fd)
+
+
+@every_mount
+def test_an_end_that_is_cached_stays_the_end_while_other_reads_are_slow(tmp_path: Path, provider: str, binding: str) -> None:
+    """The kernel drops it for a longer version when they have ended, and filled it up with zeros until then; also within one read of both."""
+    services = Services()
+    old = OLD[: 12 * MiB + 1000]
+    services.put(KEY, old)
+    with ground(services, tmp_path, provider, binding, "--timeout", "20s", *SHORT_TTL) as ready:
+        path = ready.path(KEY)
+        fd = os.open(path, os.O_RDONLY)
+        tail, slow = 12 * MiB, 12 * MiB - 128 * 1024
+
+        def read_slowly() -> None:
+            own_bytes(fd, old, slow, 1 * MiB)
+
+        reader = threading.Thread(target=read_slowly)
+        looker = threading.Thread(target=path.stat)
+        try:
+            assert own_bytes(fd, old, tail, 4096)
+            services.requests.clear()
+            services.pace.latency = 1.5
+            reader.start()
+            eventually(lambda: services.requests.count("get") > 0, "its bytes are asked for")
+            services.pace.latency = 0
+            services.put(KEY, NEW)
+            time.sleep(0.2)  # the listing's time to live
+            looker.start()
+            while reader.is_alive() or looker.is_alive():
+                own_bytes(fd, old, tail, 4096)
+                time.sleep(0.02)
+        finally:
+            reader.join(60)
+            looker.join(60)
+            os.close(fd)
+
+
+@every_mount
 def test_an_open_of_another_version_than_the_kernel_was_just_told_of_is_refused(tmp_path: Path, provider: str, binding: str) -> None:
     """It would take the size of the one that it asked for before for that of what is opened."""
     services = Services()

@@ -224,36 +224,43 @@ def test_a_newer_version_bypasses_the_pages_while_an_older_is_open() -> None:
     assert kernel.opened("/f", "2", 10, 4) == (True, False)
 
 
+def _told(kernel: KernelCache, clock: Clock, version: str, size: int) -> None:
+    """Tell the kernel of a version of /f, and wait until it has taken that."""
+    kernel.told("/f", version, size, ANN)
+    clock.now += 2 * TAKEN_SECONDS
+
+
 def test_an_open_file_of_which_the_kernel_knows_another_version_is_torn() -> None:
     """Until it is closed; the kernel is to keep no attributes meanwhile. Opens past the page cache don't depend on what it believes."""
-    kernel = _kernel()
+    clock = Clock()
+    kernel = _kernel(clock=clock)
     calls: list[bool] = []
     kernel.on_torn = calls.append
-    kernel.told("/f", "1", 10, ANN)
+    _told(kernel, clock, "1", 10)
     kernel.opened("/f", "1", 10, 1)
-    kernel.told("/f", "1", 10, ANN)
+    _told(kernel, clock, "1", 10)
     assert not kernel.misread(1, 10, short=True)
     assert calls == []
-    kernel.told("/f", "2", 10, ANN)
+    _told(kernel, clock, "2", 10)
     assert not kernel.misread(1, 10, short=True)  # ends where the kernel believes
-    kernel.told("/f", "3", 11, ANN)
+    _told(kernel, clock, "3", 11)
     kernel.opened("/f", "3", 11, 2)
     assert kernel.misread(1, 10, short=True)
     assert not kernel.misread(1, 10, short=False)  # is asked for no more than it has
     assert not kernel.misread(2, 11, short=True)
     assert kernel.fits(1)
-    kernel.told("/f", "4", 5, ANN)
+    _told(kernel, clock, "4", 5)
     assert not kernel.fits(1)  # ends before its own end
     assert [kernel.misread(1, end, short=False) for end in (5, 6)] == [False, True]
     assert kernel.fits(2)
     assert not kernel.misread(2, 11, short=True)
     kernel.told_of(1, ANN)  # nothing that the kernel keeps
     assert not kernel.fits(1)
-    kernel.told("/f", "3", 11, ANN)
+    _told(kernel, clock, "3", 11)
     assert calls == [True]
     kernel.closed(1)
     assert calls == [True, False]
-    kernel.told("/f", "4", 10, ANN)
+    _told(kernel, clock, "4", 10)
     assert calls == [True, False, True]
     kernel.closed(2)
     assert calls == [True, False, True, False]
@@ -274,22 +281,26 @@ def test_the_kernel_is_told_of_another_version_when_what_was_answered_has_arrive
 
 
 def test_who_cannot_be_harmed_delays_nothing() -> None:
-    """A file that isn't open, or in this version, or past the page cache."""
+    """A file that isn't open, or is in this version, or in one of its size, or past the page cache."""
     clock = Clock()
     kernel = _kernel(clock=clock)
     kernel.told("/f", "1", 10, ANN)
     kernel.told("/f", "2", 5, ANN)
     kernel.opened("/f", "2", 5, 1)
     kernel.told("/f", "2", 5, ANN)
+    kernel.told("/f", "3", 5, ANN)
+    assert kernel.begin_read(1, 5)
+    kernel.end_read()
     assert clock.pauses == 0
-    kernel.opened("/f", "3", 10, 2)
+    kernel.opened("/f", "4", 10, 2)
     kernel.closed(1)
-    kernel.told("/f", "2", 5, ANN)
+    kernel.told("/f", "5", 7, ANN)
     assert clock.pauses == 0
 
 
-def test_reads_that_a_shorter_version_would_cut_end_before_the_kernel_is_told_of_it() -> None:
-    """Else the kernel takes its size for the end of the file, without asking again. Reads of what both have don't matter."""
+@pytest.mark.parametrize(("size", "end"), [(5, 4096), (5, 3), (20, 3)])
+def test_reads_end_before_the_kernel_is_told_of_another_size(size: int, end: int) -> None:
+    """It takes that at once, but drops pages at either end when reads have ended: until then it would show them, filled up with zeros."""
     clock = Clock()
     looks: list[bool] = []
 
@@ -301,24 +312,37 @@ def test_reads_that_a_shorter_version_would_cut_end_before_the_kernel_is_told_of
 
     kernel = KernelCache(1.0, clock, pause)
     kernel.opened("/f", "1", 10, 1)
-    kernel.begin_read(1, 4096)
-    kernel.told("/f", "2", 5, BOB)
+    assert kernel.begin_read(1, end)
+    kernel.told("/f", "2", size, BOB)
     assert looks == [True] * 5 + [False]
     assert clock.now == pytest.approx(100 + 5 * 0.005 + TAKEN_SECONDS, abs=0.006)
-    clock.now = 200.0
-    kernel.begin_read(1, 5)
-    assert not kernel.in_vain()
-    kernel.told("/f", "3", 6, BOB)
-    assert clock.now == 200 + TAKEN_SECONDS
+    assert not kernel.begin_read(1, 3)  # too soon: the kernel may be about to drop them
+    clock.now += TAKEN_SECONDS
+    assert kernel.begin_read(1, 3)
+    kernel.end_read()
+
+
+def test_reads_that_are_refused_hold_up_nobody() -> None:
+    """A program that tries again and again would keep the kernel from being told."""
+    clock = Clock()
+
+    def pause(seconds: float) -> None:
+        clock.pause(seconds)
+        assert not kernel.begin_read(1, 10)
+
+    kernel = KernelCache(1.0, clock, pause)
+    kernel.opened("/f", "1", 10, 1)
+    kernel.told("/f", "2", 5, ANN)
+    assert clock.now == 100 + TAKEN_SECONDS
 
 
 def test_a_read_is_in_vain_for_the_thread_that_makes_it() -> None:
     """Whatever others do."""
     kernel = _kernel()
     kernel.opened("/f", "1", 10, 1)
-    kernel.told("/f", "2", 5, ANN)
+    assert kernel.begin_read(1, 10)
     assert not kernel.in_vain()
-    kernel.begin_read(1, 10)
+    assert kernel.note("/f", "2", 5, ANN)
     assert kernel.in_vain()
     seen: list[bool] = []
     other = threading.Thread(target=lambda: seen.append(kernel.in_vain()))
@@ -329,16 +353,35 @@ def test_a_read_is_in_vain_for_the_thread_that_makes_it() -> None:
     assert not kernel.in_vain()
 
 
+@pytest.mark.parametrize(("second", "size"), [("3", 300), ("1", 100)])
+def test_of_two_versions_on_their_way_the_kernel_may_take_either(second: str, size: int) -> None:
+    """The shorter one may be taken last: also where the other is the one that is open, told late."""
+    clock = Clock()
+    kernel = _kernel(clock=clock)
+    kernel.opened("/f", "1", 100, 1)
+    kernel.opened("/f", "1", 100, 2)
+    assert kernel.note("/f", "2", 50, ANN)
+    clock.now += TAKEN_SECONDS / 2
+    assert kernel.note("/f", second, size, BOB)
+    kernel.closed(2)
+    assert not kernel.fits(1)
+    assert kernel.misread(1, 60, short=False)
+    clock.now += 2 * TAKEN_SECONDS
+    assert kernel.fits(1)
+    assert not kernel.misread(1, 60, short=False)
+
+
 def test_an_older_version_told_late_does_not_stay_in_the_way_of_the_newer_one() -> None:
     """A folder may be read on as it was before the change, while the file is open in its newer version already."""
-    kernel = _kernel()
+    clock = Clock()
+    kernel = _kernel(clock=clock)
     calls: list[bool] = []
     kernel.on_torn = calls.append
-    kernel.told("/f", "2", 60, ANN)
+    _told(kernel, clock, "2", 60)
     kernel.opened("/f", "2", 60, 1)
-    kernel.told("/f", "1", 50, BOB)
+    _told(kernel, clock, "1", 50)
     assert not kernel.fits(1)
-    kernel.told("/f", "2", 60, BOB)
+    _told(kernel, clock, "2", 60)
     assert kernel.fits(1)
     assert not kernel.misread(1, 60, short=True)
     assert kernel.opened("/f", "2", 60, 2) == (True, False)
@@ -346,3 +389,20 @@ def test_an_older_version_told_late_does_not_stay_in_the_way_of_the_newer_one() 
     kernel.closed(1)
     kernel.closed(2)
     assert calls == [True, False]
+
+
+def test_where_the_kernel_cannot_be_kept_from_believing_nothing_is_noted() -> None:
+    """For want of memory; the next who is told tries again."""
+    kernel = _kernel()
+    kernel.opened("/f", "1", 10, 1)
+
+    def starve(_torn: bool) -> None:
+        raise MemoryError
+
+    kernel.on_torn = starve
+    with pytest.raises(MemoryError):
+        kernel.told("/f", "2", 20, ANN)
+    calls: list[bool] = []
+    kernel.on_torn = calls.append
+    kernel.told("/f", "2", 20, ANN)
+    assert calls == [True]

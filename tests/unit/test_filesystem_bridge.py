@@ -14,6 +14,7 @@ import pytest
 
 from optfs import errors
 from optfs.bridge import bindings, callers, mounting, mounts
+from optfs.bridge import handlers as bridge_handlers
 from optfs.bridge.errnos import ErrorReporter
 from optfs.bridge.handlers import REFUSED, Core, Handlers
 from optfs.bridge.kernel_cache import KernelCache
@@ -258,8 +259,8 @@ def _file(version: str | None) -> Attributes:
     return Attributes(stat.S_IFREG | 0o444, 10, 0.0, 1, 1, 1, 0, 0, version)
 
 
-def _handlers(filesystem: Any) -> Handlers:
-    clock = Clock()
+def _handlers(filesystem: Any, clock: Clock | None = None) -> Handlers:
+    clock = clock or Clock()
     core = Core(filesystem, KernelCache(0, clock, clock.pause), ErrorReporter(), lambda: None)
     structures = SimpleNamespace(c_stat=_Stat, fuse_file_info=_Info, c_statvfs=ctypes.Structure)
     return Handlers(core, structures, lambda: 0, listed=True)
@@ -285,11 +286,15 @@ def test_an_open_that_finds_no_memory_is_closed_again(lacking: str, monkeypatch:
 
 def test_a_read_that_ends_where_the_kernel_knows_a_longer_version_fails() -> None:
     """The kernel would fill up with zeros to the newer version's size."""
-    handlers = _handlers(SimpleNamespace(read=lambda _handle, _offset, size: [memoryview(b"0123456789")[:size]]))
+    clock = Clock()
+    handlers = _handlers(SimpleNamespace(read=lambda _handle, _offset, size: [memoryview(b"0123456789")[:size]]), clock)
     handlers.core.kernel.opened("/f", "1", 10, 7)
     info = _Info(fh=7)
     assert handlers.bytes_of(20, 0, ctypes.addressof(info))[1] == 10
     handlers.core.kernel.told("/f", "2", 15, lambda: 0)
+    with pytest.raises(errors.VersionGone):  # too soon
+        handlers.bytes_of(5, 0, ctypes.addressof(info))
+    clock.now += 1
     assert handlers.bytes_of(10, 0, ctypes.addressof(info))[1] == 10
     with pytest.raises(errors.VersionGone):
         handlers.bytes_of(20, 0, ctypes.addressof(info))
@@ -318,7 +323,7 @@ def test_a_read_that_waits_for_what_a_shorter_version_lacks_gives_up() -> None:
     assert asked == [2]
 
 
-def test_a_read_of_a_program_that_is_killed_gives_up_as_such() -> None:
+def test_a_read_of_a_program_that_is_killed_gives_up_as_such(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever its file is."""
 
     def read(_handle: int, _offset: int, _size: int) -> list[memoryview]:
@@ -326,5 +331,6 @@ def test_a_read_of_a_program_that_is_killed_gives_up_as_such() -> None:
 
     handlers = _handlers(SimpleNamespace(read=read))
     handlers.core.kernel.opened("/f", "1", 10, 7)
+    monkeypatch.setattr(bridge_handlers, "killed", lambda _caller: True)
     with pytest.raises(errors.Abandoned):
         handlers.bytes_of(8, 0, ctypes.addressof(_Info(fh=7)))
