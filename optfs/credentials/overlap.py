@@ -8,6 +8,7 @@ Threads: `ask-api`, one for each try; those that aren't heard end with what they
 
 import contextlib
 import queue
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -17,6 +18,11 @@ from typing import TypeVar
 from optfs.threads import StartedThread
 
 Answer = TypeVar("Answer")
+
+MOST_ASKING = 8
+"""Tries under way, also those of earlier calls that aren't heard any more: nothing ends one that waits for a name server."""
+
+_asking = threading.BoundedSemaphore(MOST_ASKING)
 
 
 def first_answer(ask: Callable[[], Answer], *, every: float, within: float) -> Answer:
@@ -31,13 +37,16 @@ def first_answer(ask: Callable[[], Answer], *, every: float, within: float) -> A
     end = now + within
     while now < end:
         if now >= due:
-            try:
-                StartedThread(partial(_run, ask, Future(), results), "ask-api")
-                running += 1
-            except (RuntimeError, MemoryError):
-                if not running:
-                    raise MemoryError from None
             due = now + every
+            if _asking.acquire(timeout=0 if running else end - now):
+                try:
+                    StartedThread(partial(_run, ask, Future(), results), "ask-api")
+                    running += 1
+                except (RuntimeError, MemoryError):
+                    _asking.release()
+                    if not running:
+                        raise MemoryError from None
+            now = time.monotonic()
         with contextlib.suppress(queue.Empty):
             result = results.get(timeout=max(0.0, min(due, end) - now))
             running -= 1
@@ -52,4 +61,5 @@ def _run(ask: Callable[[], Answer], result: "Future[Answer]", results: "queue.Si
         result.set_result(ask())
     except BaseException as error:  # noqa: BLE001 - raised where it is waited for
         result.set_exception(error)
+    _asking.release()
     results.put(result)

@@ -11,7 +11,7 @@ Rules:
   nothing else is looked for until it answers, but for what a reader wants now and then, of which the store is asked at once. What a look finds
   after all is given to the readers, whatever the store does (`Fetch.overtake`).
 - A fetch ahead that a reader comes for while it is queued is queued again, before all others; the job that comes second finds it taken.
-- A fetch that nobody waits for any more ends in the queue, or between two tries.
+- A fetch that nobody waits for any more ends in the queue, or between two tries. One whose bytes go on coming has time (`_SteadyClock`).
 - Failures of fetches ahead are logged for debugging only. A bug or want of memory in here ends the fetch, not the reader's patience.
 
 Locks: none of its own. Called with no lock held.
@@ -28,6 +28,7 @@ from optfs.errors import DeadlineExceeded, OptfsError, OutOfMemory, ServiceError
 from optfs.reading.blocks import Blocks, nothing
 from optfs.reading.fetches import Fetch, Part, Ticket
 from optfs.reading.lookups import Found, Lookups
+from optfs.reading.readahead import PIECE
 from optfs.stores.protocol import Store
 from optfs.values import Clock, Deadline, ObjectInfo, Provider
 from optfs.workers import Job, Priority, WorkerPool
@@ -240,7 +241,8 @@ class Fetcher:
         view = memoryview(fetch.take_buffer())
         readable = view.toreadonly()
         fetch.fill(readable)
-        deadline = Deadline.after(self._clock, self._timeout, fetch.deserted)
+        clock = _SteadyClock(self._clock)
+        deadline = Deadline.after(clock, self._timeout, fetch.deserted)
         store = self._stores[fetch.info.provider]
         fresh: list[int] = []
         at = 0
@@ -260,6 +262,7 @@ class Fetcher:
 
             def progress(filled: int, begin: int = begin) -> None:
                 fetch.advance(begin + filled)
+                clock.came(begin + filled)
 
             store.read_into(fetch.info, fetch.start + begin, view[begin:stop], progress, deadline)
             fetch.advance(stop)
@@ -279,6 +282,29 @@ class Fetcher:
         else:
             self._blocks.landed(fetch, views)
             fetch.finish(view)
+
+
+class _SteadyClock:
+    """A clock of one fetch that begins anew with each `PIECE` bytes that have come.
+
+    So a link that is slow but steady has `--timeout` for each piece: many blocks share it, and none would come in time as a whole. Readers have
+    deadlines of their own.
+    """
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._began = clock()
+        self._behind = 0.0
+        self._next = PIECE
+
+    def __call__(self) -> float:
+        return self._clock() - self._behind
+
+    def came(self, filled: int) -> None:
+        """Note how many bytes have come."""
+        if filled >= self._next:
+            self._next = filled + PIECE
+            self._behind = self._clock() - self._began
 
 
 def _whole(found: Found) -> memoryview:

@@ -162,6 +162,8 @@ def configure(level: LogLevel, file: Path | None, log_format: LogFormat, *, fore
     own = getattr(logging, level.upper())
     root.setLevel(logging.DEBUG if level == "debug" else logging.WARNING)
     logging.getLogger("optfs").setLevel(own)
+    # More listings at once than connections are kept is no failure.
+    logging.getLogger("urllib3.connectionpool").setLevel(logging.DEBUG if level == "debug" else logging.ERROR)
     logging.getLogger("google").setLevel(root.level)  # google-auth ends the propagation of its logger where nobody has set it up
     logging.raiseExceptions = False  # a full disk must not print tracebacks into a program's terminal
 

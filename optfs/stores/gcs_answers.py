@@ -41,6 +41,10 @@ def check_read(status: int, headers: Mapping[str, str], info: ObjectInfo, start:
             raise InvalidResponse(message, detail="no generation")
         if got != info.version:
             raise gone(info, f"generation {got[:40]} instead of {info.version}")
+        if headers.get("Content-Encoding") and headers.get("X-Goog-Stored-Content-Encoding") == "identity":
+            raise InvalidResponse(
+                "something between here and Google Cloud Storage packs what it sends; ask whose proxy that is", detail="packed"
+            )
     except OptfsError as error:
         error.detail = f"{error.detail}; upload id {_request_id(headers)}"
         raise

@@ -37,6 +37,7 @@ PIECE = 256 * KiB  # beyond this, larger pieces cost no less CPU
 GATHER = MiB  # eight streams through a mount: 778 MB/s and 3.3 s of CPU; with 256 KiB 717 and 3.6, not gathered 660 and 3.8
 NEWS = 0.02  # seconds; on a slow link, where pieces are small, `progress` is told no more often, nor gathered longer
 ERROR_BODY = 64 * KiB  # errors are a few hundred bytes; a proxy's page may have any length
+ERROR_WAIT = 2.0  # seconds; what the status alone doesn't tell isn't worth all of `--timeout`
 SHORTAGE_PAUSE = 0.1  # seconds until another request may have let go of a descriptor
 SHORTEST_WAIT = 0.01  # seconds; a socket's timeout of 0 would mean "don't block"
 
@@ -162,7 +163,7 @@ class Receiver:
     def error_body(self, response: BaseHTTPResponse, deadline: Deadline) -> bytes:
         """Return the body of an answer that tells of an error; empty when it can't be read, as the status says enough."""
         try:
-            return self.body(response, ERROR_BODY, deadline)
+            return self.body(response, ERROR_BODY, deadline.sooner(ERROR_WAIT))
         except (ServiceError, DeadlineExceeded):
             return b""
 

@@ -154,8 +154,8 @@ class RetryingStore:
         raise error
 
     def note(self, error: OptfsError) -> None:
-        """Log a failure where it is news."""
-        if isinstance(error, ServiceError | AccessError | DeadlineExceeded):
+        """Log a failure where it is news. That an object or a prefix is denied says nothing of the others; who asked for it tells."""
+        if isinstance(error, ServiceError | AccessError | DeadlineExceeded) and not isinstance(error, AccessDenied):
             with self._state_lock:
                 news, self._failing = not self._failing, True
             if news:

@@ -69,11 +69,12 @@ class Signer:
         self.wall_clock = wall_clock
         self._lock = threading.Lock()
         self._clock_offset = 0.0  # guarded by _lock; S3's time minus this computer's, seconds
+        self._used = threading.local()  # its `offset` is the one that the thread's last request was signed with
 
     def signed(self, url: str, headers: Mapping[str, str], credential: AwsCredential) -> dict[str, str]:
         """Return `headers` and those that sign them."""
         with self._lock:
-            offset = self._clock_offset
+            offset = self._used.offset = self._clock_offset
         stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(self.wall_clock() + offset))
         request = AWSRequest("GET", url, headers=headers)
         request.headers["X-Amz-Date"] = stamp
@@ -91,7 +92,10 @@ class Signer:
         return dict(request.headers.items())
 
     def correct(self, headers: Mapping[str, str], detail: str) -> OptfsError:
-        """Take the service's time from now on; return the exception that asks for another try, or says that it didn't help."""
+        """Take the service's time from now on; return the exception that asks for another try, or says that it didn't help.
+
+        To be called by the thread that signed the request: others may have corrected the clock since.
+        """
         advice = "this computer's clock is wrong, and S3 refuses requests because of it; set the clock"
         try:
             offset = parsedate_to_datetime(headers.get("Date", "")).timestamp() - self.wall_clock()
@@ -101,7 +105,7 @@ class Signer:
             changed = abs(offset - self._clock_offset) > SAME_CLOCK
             if changed:
                 self._clock_offset = offset
-        if not changed and abs(offset) <= SAME_CLOCK:
+        if abs(offset - getattr(self._used, "offset", 0.0)) <= SAME_CLOCK:
             return AccessDenied(advice, detail=detail)
         if changed:
             logger.warning("this computer's clock is %.0f s off; requests are signed with S3's time", -offset)

@@ -29,6 +29,10 @@ Observer = Callable[[Provider, OptfsError | None], None]
 """Told of each page: which store, and why it failed or None."""
 
 
+MOST_EMPTY = 100
+"""Pages in a row that hold nothing: Google's may be empty in the middle of a listing."""
+
+
 @dataclass(frozen=True, slots=True)
 class Listing:
     """One unit as it was at a moment. Immutable.
@@ -187,6 +191,7 @@ class Lister:
         prefixes: list[str] = []
         continuation: str | None = None
         asked: set[str] = set()
+        empty = 0
         while True:
             try:
                 deadline.check("a listing")
@@ -195,6 +200,9 @@ class Lister:
                 self._observe(provider, error)
                 raise
             self._observe(provider, None)
+            empty = 0 if page.objects or page.prefixes else empty + 1
+            if empty > MOST_EMPTY:
+                raise InvalidResponse("the service sends empty pages of a listing without end", detail=f"prefix {prefix!a}")
             objects += page.objects
             prefixes += page.prefixes
             if page.continuation is None:

@@ -36,6 +36,24 @@ def test_a_companion_that_finds_no_memory_costs_not_the_answer(error: type[Excep
         first_answer(ask, every=0.01, within=LIMIT)
 
 
+def test_tries_that_nothing_ends_are_few(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of former calls count: while no name server answered, threads grew without bound."""
+    monkeypatch.setattr(overlap, "_asking", threading.BoundedSemaphore(3))
+    leave = threading.Event()
+    asked: list[int] = []
+
+    def ask() -> bool:
+        asked.append(1)
+        return leave.wait(LIMIT)
+
+    for _ in range(5):
+        with pytest.raises(TimeoutError):
+            first_answer(ask, every=0.01, within=0.1)
+    assert len(asked) == 3
+    leave.set()
+    assert first_answer(ask, every=LIMIT, within=LIMIT)
+
+
 def test_no_answer_in_time_is_told() -> None:
     """However many were asked."""
     leave = threading.Event()

@@ -3,6 +3,10 @@
 import json
 import subprocess
 import sys
+import threading
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from email.utils import formatdate
 
 import pytest
 
@@ -15,6 +19,7 @@ from optfs.service.providers import NAMES
 from optfs.stores.counters import StoreCounters
 from optfs.stores.rejection import RejectedCredential
 from optfs.stores.s3 import S3Store
+from optfs.stores.s3_requests import Signer
 from optfs.values import AccountRoot, ListPage, ObjectInfo, Provider
 from tests.support.stores import CARRIERS, PREFIX, ROOTS, DemoGround, HeldSource, deadline, demo_ground, find, list_all, read
 
@@ -249,6 +254,7 @@ NO_LISTINGS: list[tuple[Provider, bytes]] = [
     ("aws", page(entry(PREFIX, tag="a&#10;b"))),
     ("aws", page(entry(PREFIX, tag="\u20ac"))),
     ("aws", page(entry(PREFIX, tag=""))),
+    ("aws", b'<!DOCTYPE x [<!ENTITY e "entities">]>' + page("<Name>&e;</Name>")),
     ("gcp", items(size=-1)),
     ("gcp", items(updated="2026-11-01T00:00:1e999Z")),
     ("gcp", items().replace(b'"17"', b"1e999")),
@@ -260,6 +266,23 @@ NO_LISTINGS: list[tuple[Provider, bytes]] = [
     *[("gcp", json.dumps({"prefixes": [name]}).encode()) for name in OUTSIDE],
     *[("gcp", items(**{name: "x"})) for name in ("name", "size", "updated", "generation")],
 ]
+
+
+def test_requests_signed_before_the_clock_was_corrected_are_tried_again() -> None:
+    """When a wrong clock is set right, all that are under way are refused: the first to hear of it corrected the clock, the others gave up."""
+    signer = Signer(lambda: 1_000_000.0)
+    signed = threading.Barrier(4, timeout=60)
+    right, wrong = ({"Date": formatdate(moment, usegmt=True)} for moment in (1_000_000, 1_003_600))
+
+    def refused(headers: Mapping[str, str]) -> type[OptfsError]:
+        signer.signed("https://bucket.s3.amazonaws.com/key", {}, AWS_KEYS)
+        signed.wait()
+        return type(signer.correct(headers, "skewed"))
+
+    with ThreadPoolExecutor(4) as threads:
+        for headers in (wrong, right, wrong):
+            assert list(threads.map(refused, [headers] * 4)) == [ServiceUnavailable] * 4
+        assert list(threads.map(refused, [wrong] * 4)) == [AccessDenied] * 4
 
 
 @pytest.mark.parametrize(("provider", "body"), NO_LISTINGS)

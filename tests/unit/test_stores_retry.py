@@ -295,6 +295,17 @@ def test_each_change_of_state_is_logged_once(caplog: pytest.LogCaptureFixture) -
     ]
 
 
+def test_what_is_denied_says_nothing_of_the_service(caplog: pytest.LogCaptureFixture) -> None:
+    """Where every other object is archived, each read was one of two changes of state."""
+    caplog.set_level(logging.INFO, "optfs.stores.retry")
+    script = Script(AccessDenied("archived"))
+    store, _, _ = wrap(script)
+    with pytest.raises(AccessDenied):
+        listing(store, script)
+    listing(store, script)
+    assert caplog.records == []
+
+
 def test_what_is_mended_or_gone_is_no_news(caplog: pytest.LogCaptureFixture) -> None:
     """A failure that the second try mends isn't logged, nor a version that was overwritten."""
     caplog.set_level(logging.INFO, "optfs.stores.retry")
