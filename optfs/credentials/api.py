@@ -230,7 +230,9 @@ class ApiClient:
             )
         if ended or isinstance(error, requests.exceptions.Timeout | urllib3.exceptions.TimeoutError | TimeoutError):
             return ServiceUnavailable(f"{self._host} doesn't answer in time; check the network", detail=str(error))
-        return ServiceUnavailable(f"{self._host} can't be reached; check the network", detail=str(error))
+        return ServiceUnavailable(
+            f"the Authentication API at {self._host} can't be reached; check the network, or --api-url", detail=str(error)
+        )
 
     def _refusal(self, response: requests.Response, body: bytes, token: str) -> OptfsError:
         status = response.status_code

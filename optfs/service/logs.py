@@ -1,7 +1,7 @@
 """Logging of a mount: where it goes, how a line looks, and that no secret is in it.
 
 Destination: `--log-file`; else stderr in the foreground; else syslog where there is one; else a file in the user's log folder.
-At level debug the libraries' own loggers (urllib3, botocore, google) are heard too; otherwise their warnings only.
+At level debug the libraries' own loggers (urllib3, botocore, google) are heard too; otherwise their warnings, or errors, only.
 
 Redaction works on the finished line, tracebacks and libraries' messages included: first the literal secrets that were registered
 (`remember_secret`), then what has the shape of one: headers, signatures, fields of JSON answers.
@@ -162,9 +162,9 @@ def configure(level: LogLevel, file: Path | None, log_format: LogFormat, *, fore
     own = getattr(logging, level.upper())
     root.setLevel(logging.DEBUG if level == "debug" else logging.WARNING)
     logging.getLogger("optfs").setLevel(own)
-    # More listings at once than connections are kept is no failure.
-    logging.getLogger("urllib3.connectionpool").setLevel(logging.DEBUG if level == "debug" else logging.ERROR)
-    logging.getLogger("google").setLevel(root.level)  # google-auth ends the propagation of its logger where nobody has set it up
+    # They warn of what is no failure: a connection more than are kept, a place without a credential. What fails is logged by optfs itself.
+    for name in ("urllib3.connectionpool", "google"):
+        logging.getLogger(name).setLevel(logging.DEBUG if level == "debug" else logging.ERROR)
     logging.raiseExceptions = False  # a full disk must not print tracebacks into a program's terminal
 
 

@@ -133,6 +133,17 @@ def test_the_file_is_the_owners_alone_and_made_anew_when_it_was_moved(tmp_path: 
     assert logs.destination() == str(file)
 
 
+@pytest.mark.parametrize("name", ["urllib3.connectionpool", "google.auth._default"])
+def test_what_libraries_warn_of_that_is_no_failure_is_not_logged(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A hundred listings at once were a hundred lines on connections that aren't kept."""
+    monkeypatch.setattr(logging.getLogger("google"), "propagate", True)  # google-auth turns it off where it was imported
+    file = tmp_path / "log"
+    logs.configure("info", file, "text", foreground=False)
+    logging.getLogger(name).warning("Connection pool is full")
+    logging.getLogger("botocore.auth").warning("something else")
+    assert [line.rpartition(": ")[2] for line in file.read_text().splitlines()] == ["something else"]
+
+
 def test_a_file_that_cannot_be_made_anew_costs_lines_alone(tmp_path: Path) -> None:
     """Whoever logs goes on: a listing failed, and a renewal counted as failed, since its folder was gone."""
     folder = tmp_path / "folder"
