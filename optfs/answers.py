@@ -1,10 +1,11 @@
-"""Answers of HTTP, whose heads (status line and headers) come in time and are those of the final answers. For all that sends requests.
+"""Answers of HTTP, whose heads (status line and headers) come in time and are those of the final answers. For the stores and the Authentication API.
 
 http.client leaves two gaps. A socket's timeout bounds each wait for bytes, so that a head that trickles would hold a thread as long as the
 server likes. And of interim answers (RFC 9110, section 15.2) it skips `100 Continue` alone, in any number: `103 Early Hints` would be taken for
 the answer, and the real one for that to the connection's next request.
 
-Rule: all of a head comes within the socket's timeout. The clock is the socket's, not a deadline's.
+Rule: all of a head comes within the socket's timeout. The clock is the socket's, not a deadline's. What a proxy answers to CONNECT is read by
+http.client's own rules, within that timeout for each wait.
 """
 
 import http.client
@@ -35,7 +36,7 @@ class Answer(http.client.HTTPResponse):
         """
         raw = getattr(self.fp, "raw", None)
         patience = self._connected.gettimeout()
-        if patience is None or not isinstance(raw, socket.SocketIO):  # the latter: TLS within a proxy's TLS
+        if patience is None or not isinstance(raw, socket.SocketIO):  # the latter: what another library wraps
             super().begin()
             return
         end = time.monotonic() + patience

@@ -19,10 +19,10 @@ The kernel keeps one set of attributes and one page cache a file, whatever versi
   one lacks up to there. So while an older version is open ("torn") the kernel is told to keep no attributes (`on_torn`) and asks before it
   reads on: it hears ESTALE where the newer version is shorter (`fits`), else the attributes of the handle's own version. A read hears ESTALE
   where the kernel would cut what it is given, or fill it up (`misread`).
-  The kernel takes a new size at once, but waits for reads under way before it drops the pages that lie at an end. So reads that are under way when a
-  version of another size is noted, and those that begin soon after, are in vain: they hear ESTALE at their next look, and who asked for the
-  path's attributes is told when they have ended, and when what was answered before has reached its program (`TAKEN_SECONDS`). Answers of two
-  versions may be on their way at once, and either may be taken last: until they have arrived, both sizes count.
+  The kernel takes a new size at once, but waits for reads under way before it drops the pages that lie at an end. So when a version of another
+  size is noted, reads under way are in vain, and those that begin soon after: they hear ESTALE at their next look. The answer with the new
+  size is held back until they have ended, and until earlier answers have reached their programs (`TAKEN_SECONDS`). Answers with
+  two sizes may be on their way at once, and either may be taken last: until they have arrived, both count.
   libfuse 2 has no means for `on_torn`: there the kernel keeps no attributes at all, and asks at each read that reaches the end it knows.
 
 Algorithm: versions told, and changes among them, are kept in two generations of `lifetime` seconds each, so that each is remembered for at
@@ -82,16 +82,16 @@ class _Handle(NamedTuple):
 class _Newest(NamedTuple):
     version: str
     size: int
-    since: float  # when it was noted, or a read in vain was last seen
+    quiet_since: float  # when it was noted, or a read in vain was last seen
     low: int  # the least and the greatest size that the kernel may take
     high: int
 
     def arriving(self, now: float) -> bool:
         """Return whether the kernel may not have taken it yet, or not have dropped pages for it."""
-        return now < self.since + 2 * TAKEN_SECONDS
+        return now < self.quiet_since + 2 * TAKEN_SECONDS
 
-    def seen(self, now: float) -> "_Newest":
-        """Return it with the sizes that count now."""
+    def settled(self, now: float) -> "_Newest":
+        """Return it without the sizes that don't count any more."""
         return self if self.low == self.high or self.arriving(now) else self._replace(low=self.size, high=self.size)
 
 
@@ -223,10 +223,7 @@ class KernelCache:
             if not others:
                 del self._open[entry.path]
             newest = self._torn.get(entry.path)
-            settled = (
-                newest is not None and newest.low == newest.high and all(self._handles[other].version == newest.version for other in others)
-            )
-            if newest is not None and (settled or not others):
+            if newest is not None and (not others or self._whole(newest.settled(self._clock()), others)):
                 del self._torn[entry.path]
                 if not self._torn:
                     self.on_torn(False)
@@ -261,14 +258,21 @@ class KernelCache:
         newest = self._torn.get(held.path)
         if newest is None or held.direct:
             return None
-        newest = newest.seen(self._clock())
-        return None if newest.low == newest.high == held.size or (newest.version == held.version and newest.low == newest.high) else newest
+        newest = newest.settled(self._clock())
+        one = newest.low == newest.high
+        return None if one and (newest.size == held.size or newest.version == held.version) else newest
 
     def _vain(self, handle: int, end: int) -> bool:
         """Return whether a read is one that the kernel may cut, or that keeps it from dropping pages. Of a handle that is closed none is."""
         held = self._handles.get(handle)
-        newest = None if held is None else self._newer(held)
-        return held is not None and newest is not None and (newest.arriving(self._clock()) or newest.low < min(end, held.size))
+        if held is None:
+            return False
+        newest = self._newer(held)
+        return newest is not None and (newest.arriving(self._clock()) or newest.low < min(end, held.size))
+
+    def _whole(self, newest: _Newest, handles: list[int]) -> bool:
+        """Return whether the kernel can't but take the size of what is open."""
+        return newest.low == newest.high and all(self._handles[handle].version == newest.version for handle in handles)
 
     def _note_pages(self, path: str, version: str) -> None:
         try:
@@ -308,11 +312,11 @@ class KernelCache:
             if not self._torn:
                 self.on_torn(True)  # before it is noted: it may find no memory
             now = self._clock()
-            if newest is None or not newest.arriving(now):
-                if newest is None or (newest.version, newest.size) != (version, size):
-                    self._torn[path] = _Newest(version, size, now, size, size)
+            if newest is None:
+                self._torn[path] = _Newest(version, size, now, size, size)
             elif (newest.version, newest.size) != (version, size):
-                self._torn[path] = _Newest(version, size, now, min(size, newest.low), max(size, newest.high))
+                before = newest.settled(now)  # also of one that was noted long ago an answer may be on its way
+                self._torn[path] = _Newest(version, size, now, min(size, before.low), max(size, before.high))
         return self._unsettled(path)
 
     def _unsettled(self, path: str) -> float:
@@ -324,9 +328,9 @@ class KernelCache:
                 return 0.0
             now = self._clock()
             if any(handle in handles and self._vain(handle, end) for handle, end in self._reads.copy().values()):
-                self._torn[path] = newest._replace(since=now)
+                self._torn[path] = newest._replace(quiet_since=now)
                 return _LOOK_SECONDS
-            return newest.since + TAKEN_SECONDS - now
+            return newest.quiet_since + TAKEN_SECONDS - now
 
     def _turn(self) -> None:
         with self._lock:

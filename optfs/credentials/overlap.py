@@ -31,6 +31,7 @@ def first_answer(ask: Callable[[], Answer], *, every: float, within: float) -> A
     Raises what the last one raised, when all that were made have failed; TimeoutError when `within` seconds are over; MemoryError when there
     is none for a first thread.
     """
+    asking = _asking
     results: queue.SimpleQueue[Future[Answer]] = queue.SimpleQueue()
     running = 0
     now = due = time.monotonic()
@@ -38,12 +39,12 @@ def first_answer(ask: Callable[[], Answer], *, every: float, within: float) -> A
     while now < end:
         if now >= due:
             due = now + every
-            if _asking.acquire(timeout=0 if running else end - now):
+            if asking.acquire(timeout=0 if running else end - now):
                 try:
-                    StartedThread(partial(_run, ask, Future(), results), "ask-api")
+                    StartedThread(partial(_run, ask, Future(), results, asking), "ask-api")
                     running += 1
                 except (RuntimeError, MemoryError):
-                    _asking.release()
+                    asking.release()
                     if not running:
                         raise MemoryError from None
             now = time.monotonic()
@@ -56,10 +57,13 @@ def first_answer(ask: Callable[[], Answer], *, every: float, within: float) -> A
     raise TimeoutError("no answer")
 
 
-def _run(ask: Callable[[], Answer], result: "Future[Answer]", results: "queue.SimpleQueue[Future[Answer]]") -> None:
+def _run(
+    ask: Callable[[], Answer], result: "Future[Answer]", results: "queue.SimpleQueue[Future[Answer]]", asking: threading.Semaphore
+) -> None:
     try:
         result.set_result(ask())
     except BaseException as error:  # noqa: BLE001 - raised where it is waited for
         result.set_exception(error)
-    _asking.release()
-    results.put(result)
+    finally:
+        asking.release()
+        results.put(result)

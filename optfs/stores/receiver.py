@@ -115,8 +115,9 @@ class Receiver:
                 filled += count
                 now = deadline.clock()
                 if filled > told and (dry or filled - told >= PIECE or now - told_at >= NEWS or (gathering and told == 0)):
-                    told, told_at = filled, now
+                    told = filled
                     progress(filled)
+                    told_at = deadline.clock()  # after that: `progress` may set it back
             body.end()
         except NETWORK_ERRORS as error:
             response.close()
@@ -163,7 +164,8 @@ class Receiver:
     def error_body(self, response: BaseHTTPResponse, deadline: Deadline) -> bytes:
         """Return the body of an answer that tells of an error; empty when it can't be read, as the status says enough."""
         try:
-            return self.body(response, ERROR_BODY, deadline.sooner(ERROR_WAIT))
+            decides = response.status in {400, 401, 403}  # what is wrong with the credential, or the clock
+            return self.body(response, ERROR_BODY, deadline if decides else deadline.sooner(ERROR_WAIT))
         except (ServiceError, DeadlineExceeded):
             return b""
 

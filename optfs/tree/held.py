@@ -9,10 +9,10 @@ Rules:
   deleted, or a store that goes on listing what it doesn't give, costs a share of the time.
 - One listing of a unit is under way at a time. Whoever needs it waits for it, each within its own deadline; if it fails, it fails for all.
   Whatever is raised once it is noted as under way, and be it for want of memory, ends it: else nobody would ever ask for the unit again.
-- When a refresh fails, or takes longer than `PATIENCE`, the former listing goes on being shown. While a store is known to fail, or has such a
-  listing under way, nobody who can be shown a former listing waits: the next try runs in the background, at most one a unit in `RETRY_PAUSE`
-  and `MAX_RETRIES` at a time. The first success ends that state. One that a read has found wrong isn't shown for slowness alone. Without a
-  former listing the failure is raised. Each change of state is logged once.
+- When a refresh fails, the former listing goes on being shown. While a store is known to fail, or sends no page for `PATIENCE` that it was asked
+  for, nobody who can be shown a former listing waits: the next try runs in the background, at most one a unit in `RETRY_PAUSE` and
+  `MAX_RETRIES` at a time. The first success ends that state. What a read has found wrong isn't shown for silence alone. Without a former
+  listing the failure is raised. Each change of state is logged once.
 - What a refresh brings replaces the former listing in one assignment; whoever holds nodes of the former one keeps a whole tree.
 - Listings are dropped, least recently used first, once more than `max_objects` are held.
 
@@ -45,7 +45,7 @@ SETTLED_TTL = 3600.0
 """Seconds for which the listing of a complete day of the past is believed."""
 
 PATIENCE = 5.0
-"""Seconds for which a refresh is waited for where there is a former listing: a store that takes requests and doesn't answer isn't known to fail yet."""
+"""Seconds without a page after which a store counts as silent, and what was listed before is shown: that it fails isn't known yet."""
 
 RETRY_PAUSE = 1.0
 """Seconds between tries to refresh a listing while its store fails: soon enough to recover, seldom enough not to load a failing service."""
@@ -157,6 +157,7 @@ class HeldListings:
         self._flights: dict[str, _Flight] = {}
         self._retrying: set[str] = set()
         self._failing: set[Provider] = set()
+        self._heard: dict[Provider, float] = {}  # when each store sent its last page
         self._refusing: set[Provider] = set()  # stores that refused the last listing
         self._warned: set[str] = set()
         self._objects = 0
@@ -254,7 +255,7 @@ class HeldListings:
             # A flight that was begun here is bound by this deadline, and says better than this wait why it failed.
             arrived = _wait(flight.done, deadline) or (leads and flight.done.wait(LOOK_AGAIN))
         else:
-            arrived = _wait(flight.done, deadline.sooner(flight.began + PATIENCE - self._clock()))
+            arrived = self._wait_while_pages_come(flight, deadline)
         if not arrived:
             flight = None
         if flight is not None and flight.listing is not None:
@@ -289,8 +290,24 @@ class HeldListings:
         return layout.settled(layout.date_of(listing.folder.name), complete=True, wall=self._wall_clock())
 
     def _silent(self, providers: Sequence[Provider], now: float) -> bool:
-        """Return whether a listing that one of these stores takes part in has been under way for too long. Called with the lock."""
-        return any(now - flight.began >= PATIENCE and not set(providers).isdisjoint(flight.providers) for flight in self._flights.values())
+        """Return whether a listing that one of these stores takes part in has brought no page for too long. Called with the lock."""
+        flights = self._flights.values()
+        return any(now - self._news_of(flight) >= PATIENCE and not set(providers).isdisjoint(flight.providers) for flight in flights)
+
+    def _news_of(self, flight: _Flight) -> float:
+        """Return when one of a listing's stores sent its last page, or when it began. Called with the lock."""
+        return max(flight.began, *(self._heard.get(provider, flight.began) for provider in flight.providers))
+
+    def _wait_while_pages_come(self, flight: _Flight, deadline: Deadline) -> bool:
+        """Wait for a listing until its stores are silent; return whether it has ended. Raises as `_wait` does."""
+        while True:
+            with self._lock:
+                news = self._news_of(flight)
+            if _wait(flight.done, deadline.sooner(news + PATIENCE - self._clock())):
+                return True
+            with self._lock:
+                if self._news_of(flight) == news or deadline.remaining() <= 0:
+                    return False
 
     def _take_off(self, flight: _Flight, unit: str, providers: Sequence[Provider], old: Listing | None, deadline: Deadline) -> None:
         """List a unit in a new thread; in this one where there is no memory for another."""
@@ -404,6 +421,7 @@ class HeldListings:
         with self._lock:
             if error is None:
                 self._pages += 1
+                self._heard[provider] = self._clock()
                 changed = provider in self._failing
                 self._failing.discard(provider)
                 self._refusing.discard(provider)

@@ -148,7 +148,7 @@ def test_a_reader_that_waits_for_the_end_hears_that_a_shorter_version_came(tmp_p
     services.put(KEY, OLD[: 1 * MiB])
     with ground(services, tmp_path, provider, binding, *SHORT_TTL) as ready:
         path = ready.path(KEY)
-        services.pace.rate = 512 * 1024  # the end comes after 2 s
+        services.pace.rate = 256 * 1024  # the end comes after 4 s
         fd = os.open(path, os.O_RDONLY)
         outcomes: list[bool] = []
         reader = threading.Thread(target=lambda: outcomes.append(own_bytes(fd, OLD, 1 * MiB - 4096, 4096)))
@@ -158,7 +158,7 @@ def test_a_reader_that_waits_for_the_end_hears_that_a_shorter_version_came(tmp_p
             services.put(KEY, NEW[:1000])
             began = time.monotonic()
             eventually(lambda: path.stat().st_size == 1000, "the new version shows")
-            assert time.monotonic() - began < 1.5
+            assert time.monotonic() - began < 3
             reader.join(60)
             assert outcomes == [False]
             services.pace.rate = 1024 * MiB

@@ -371,6 +371,35 @@ def test_of_two_versions_on_their_way_the_kernel_may_take_either(second: str, si
     assert not kernel.misread(1, 60, short=False)
 
 
+def test_an_answer_with_a_version_that_is_known_for_long_may_be_on_its_way() -> None:
+    """The kernel may take it after the newest one's, which has the size of what is open."""
+    clock = Clock()
+    kernel = _kernel(clock=clock)
+    kernel.opened("/f", "1", 10, 1)
+    _told(kernel, clock, "2", 20)
+    clock.now += 10
+    assert kernel.begin_read(1, 10)
+    assert kernel.note("/f", "3", 10, BOB)
+    assert kernel.in_vain()
+    assert kernel.misread(1, 10, short=True)
+    kernel.end_read()
+
+
+def test_a_file_whose_former_sizes_have_arrived_is_whole_again() -> None:
+    """Of two versions that were told at once the one that is open remains."""
+    clock = Clock()
+    kernel = _kernel(clock=clock)
+    calls: list[bool] = []
+    kernel.on_torn = calls.append
+    kernel.opened("/f", "1", 10, 1)
+    kernel.told("/f", "2", 20, ANN)
+    kernel.told("/f", "3", 30, ANN)
+    kernel.opened("/f", "3", 30, 2)
+    clock.now += 1
+    kernel.closed(1)
+    assert calls == [True, False]
+
+
 def test_an_older_version_told_late_does_not_stay_in_the_way_of_the_newer_one() -> None:
     """A folder may be read on as it was before the change, while the file is open in its newer version already."""
     clock = Clock()

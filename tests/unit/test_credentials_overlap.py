@@ -38,7 +38,8 @@ def test_a_companion_that_finds_no_memory_costs_not_the_answer(error: type[Excep
 
 def test_tries_that_nothing_ends_are_few(monkeypatch: pytest.MonkeyPatch) -> None:
     """Those of former calls count: while no name server answered, threads grew without bound."""
-    monkeypatch.setattr(overlap, "_asking", threading.BoundedSemaphore(3))
+    asking = threading.BoundedSemaphore(3)
+    monkeypatch.setattr(overlap, "_asking", asking)
     leave = threading.Event()
     asked: list[int] = []
 
@@ -52,6 +53,8 @@ def test_tries_that_nothing_ends_are_few(monkeypatch: pytest.MonkeyPatch) -> Non
     assert len(asked) == 3
     leave.set()
     assert first_answer(ask, every=LIMIT, within=LIMIT)
+    for _ in range(3):
+        assert asking.acquire(timeout=LIMIT)
 
 
 def test_no_answer_in_time_is_told() -> None:

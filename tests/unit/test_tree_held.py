@@ -366,6 +366,29 @@ def test_a_store_that_is_silent_holds_nobody_up_who_can_be_shown_a_former_listin
     assert store.units().count(f"{other}/") == 2
 
 
+def test_a_listing_whose_pages_come_is_waited_for_however_many_they_are() -> None:
+    """And nothing else of the store is shown as it was for that: it answers."""
+    other = "type=a/date=2026-10-30"
+    days = [f"type=a/date=2026-10-1{day}" for day in range(4)]
+    store = MemoryStore(keys=[f"{RECENT}/a", f"{other}/o", *(f"{day}/x" for day in days)])
+    rig = Rig([store])
+    assert (rig.names(RECENT), rig.names(other)) == (["a"], ["o"])
+    store.put(f"{RECENT}/b")
+    store.put(f"{other}/p")
+    rig.now += 3600
+    gate = store.gate = _Gate(f"{RECENT}/")
+    first, results = in_threads(1, lambda: rig.names(RECENT))
+    assert gate.reached.wait(LIMIT)
+    for day in days:
+        rig.now += PATIENCE - 1
+        assert rig.names(day) == ["x"]  # never listed before: a page comes
+    assert rig.names(other) == ["o", "p"]
+    assert not results
+    gate.open.set()
+    join_all(first)
+    assert results == [["a", "b"]]
+
+
 def test_who_is_killed_leaves_the_listing_to_others() -> None:
     """Also the one that it was begun for."""
     store = MemoryStore(keys=[f"{RECENT}/a"])
