@@ -246,6 +246,17 @@ def test_an_empty_mount_point_is_not_the_current_folder(words: list[str], capsys
     assert "MOUNTPOINT is empty" in capsys.readouterr().err
 
 
+def test_a_mount_that_would_hide_its_token_file_is_wrong_usage(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Nothing is mounted; the log's file isn't made either."""
+    (tmp_path / "token").write_text("secret")
+    log = tmp_path / "log"
+    assert main(["mount", "--foreground", "--log-file", str(log), "--token-file", str(tmp_path / "token"), str(tmp_path)]) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert "lies in the mount point" in said
+    assert not log.exists()
+
+
 @pytest.mark.parametrize("words", [["mount", "mnt"], ["umount", "mnt"], ["status", "mnt"]], ids=" ".join)
 def test_a_mount_point_in_a_folder_that_was_removed_is_wrong_usage(
     words: list[str], capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -12,9 +12,11 @@ from pathlib import Path
 import pytest
 
 from optfs.errors import ConfigError, DeadlineExceeded, InvalidResponse, OptfsError, ServiceError, ServiceUnavailable
+from optfs.stores import receiver
 from optfs.stores.counters import StoreCounters
 from optfs.stores.receiver import GATHER, PIECE, NoDescriptor, Stalled
 from optfs.stores.transport import Transport
+from optfs.values import Deadline
 from tests.support.certificates import certificate
 from tests.support.faulty_server import FaultyServer, answer
 from tests.support.stores import deadline
@@ -135,6 +137,51 @@ def test_progress_is_told_as_bytes_arrive() -> None:
         to.fill(to.get("get", "/x", {}, until), memoryview(buffer), progress, until)
         assert buffer == BODY
         to.close()
+
+
+@pytest.mark.parametrize(("status", "waited"), [("400 Bad Request", True), ("403 Forbidden", True), ("500 Internal Server Error", False)])
+def test_the_body_of_an_error_is_waited_for_where_it_decides(status: str, waited: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An expired credential is told by a code, a busy service by the status: a body that trickles isn't worth all of the time."""
+    monkeypatch.setattr(receiver, "ERROR_WAIT", 0.1)
+    ended = threading.Event()
+
+    def trickle(connection: socket.socket, head: bytes) -> bool:
+        whole = answer(b"code", status=status)
+        connection.sendall(whole[:-2])
+        ended.wait(0.5)
+        connection.sendall(whole[-2:])
+        return True
+
+    with FaultyServer(trickle) as server:
+        to = transport(server.url)
+        until = deadline(30)
+        assert to.error_body(to.get("get", "/x", {}, until), until) == (b"code" if waited else b"")
+        ended.set()
+
+
+def test_bytes_are_told_of_as_they_come_by_a_clock_that_goes_back() -> None:
+    """As one does that begins anew with each piece that has come: readers heard of the next bytes when it had caught up."""
+    behind = 0.0
+    told: list[float] = []
+
+    def trickle(connection: socket.socket, head: bytes) -> bool:
+        connection.sendall(answer(b"x" * 200)[:-200])
+        for _ in range(20):
+            connection.sendall(b"x" * 10)
+            time.sleep(0.03)
+        return True
+
+    def progress(filled: int) -> None:
+        nonlocal behind
+        told.append(filled)
+        if filled >= 50 and not behind:
+            behind = 1000.0
+
+    with FaultyServer(trickle) as server:
+        to = transport(server.url)
+        until = Deadline.after(lambda: time.monotonic() - behind, 60.0)
+        to.fill(to.get("get", "/x", {}, until), memoryview(bytearray(200)), progress, until)
+    assert len(told) > 10
 
 
 @pytest.mark.parametrize("late", [False, True])
