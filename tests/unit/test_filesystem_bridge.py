@@ -17,7 +17,7 @@ from optfs.bridge import bindings, callers, mounting, mounts
 from optfs.bridge import handlers as bridge_handlers
 from optfs.bridge.errnos import ErrorReporter
 from optfs.bridge.handlers import REFUSED, Core, Handlers
-from optfs.bridge.kernel_cache import KernelCache
+from optfs.bridge.kernel_cache import TAKEN_SECONDS, KernelCache
 from optfs.bridge.structs import StatLayout
 from optfs.filesystem import Attributes
 
@@ -115,6 +115,25 @@ def test_an_entry_that_no_longer_fits_into_a_folders_answer_is_not_told() -> Non
     assert [kernel.outdated(f"/day/{name}", "2", handlers.caller) for name in "abc"] == [False, True, True]
     assert [entry for entry, _, _ in handlers.entries_from(3, ctypes.addressof(info))] == [b"b", b"c"]
     assert [kernel.outdated(f"/day/{name}", "2", handlers.caller) for name in "abc"] == [False, False, False]
+
+
+def test_a_folder_waits_with_its_answer_until_the_kernel_may_hear_of_all_in_it() -> None:
+    """Once for all of its files that are open in other versions, also where the answer is full before its end."""
+    entries = [(name, _file("2")) for name in ("a", "b", "c")]
+    clock = Clock()
+    handlers = _handlers(
+        SimpleNamespace(entries=lambda _path: entries, attributes=lambda _path: _file(None), folder_number=len), clock, lifetime=2.0
+    )
+    for handle, (name, _) in enumerate(entries):
+        handlers.core.kernel.opened(f"/day/{name}", "1", 5, handle)
+    info, path = _Info(), ctypes.create_string_buffer(b"/day")
+    handlers.opendir(ctypes.addressof(path), ctypes.addressof(info))
+    for entry, _, _ in handlers.entries_from(0, ctypes.addressof(info)):
+        assert clock.now == 0
+        if entry == b"b":
+            break
+    assert clock.now == pytest.approx(TAKEN_SECONDS)
+    assert not handlers.core.kernel.misread(2, 5, short=True)
 
 
 def test_the_folder_above_has_its_own_inode_number() -> None:
@@ -259,9 +278,9 @@ def _file(version: str | None) -> Attributes:
     return Attributes(stat.S_IFREG | 0o444, 10, 0.0, 1, 1, 1, 0, 0, version)
 
 
-def _handlers(filesystem: Any, clock: Clock | None = None) -> Handlers:
+def _handlers(filesystem: Any, clock: Clock | None = None, lifetime: float = 0.0) -> Handlers:
     clock = clock or Clock()
-    core = Core(filesystem, KernelCache(0, clock, clock.pause), ErrorReporter(), lambda: None)
+    core = Core(filesystem, KernelCache(lifetime, clock, clock.pause), ErrorReporter(), lambda: None)
     structures = SimpleNamespace(c_stat=_Stat, fuse_file_info=_Info, c_statvfs=ctypes.Structure)
     return Handlers(core, structures, lambda: 0, listed=True)
 

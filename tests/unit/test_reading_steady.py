@@ -12,21 +12,22 @@ from tests.support.reading import PATIENCE, FakeStore, HandClock, check, content
 
 
 class _SlowStore(FakeStore):
-    """Brings a piece each `seconds` of a clock that it moves itself, and breaks off where the deadline is over."""
+    """Brings `step` bytes each `seconds` of a clock that it moves itself, and breaks off where the deadline is over."""
 
-    def __init__(self, clock: HandClock, seconds: float) -> None:
+    def __init__(self, clock: HandClock, seconds: float, step: int = PIECE) -> None:
         super().__init__()
         self.clock = clock
         self.seconds = seconds
+        self.step = step
         self.ended = threading.Event()
 
     def read_into(self, info: ObjectInfo, start: int, buffer: memoryview, progress: Progress, deadline: Deadline) -> None:
         """Fill the buffer, slowly."""
         try:
-            for at in range(0, len(buffer), PIECE):
+            for at in range(0, len(buffer), self.step):
                 self.clock.now += self.seconds
                 deadline.check("a read")
-                part = contents(info.key, start + at, min(PIECE, len(buffer) - at))
+                part = contents(info.key, start + at, min(self.step, len(buffer) - at))
                 buffer[at : at + len(part)] = part
                 progress(at + len(part))
         finally:
@@ -44,10 +45,11 @@ def test_a_block_whose_bytes_go_on_coming_is_not_given_up() -> None:
         check(file, 0, BLOCK)
 
 
-def test_a_block_whose_pieces_take_too_long_is_given_up() -> None:
+@pytest.mark.parametrize(("seconds", "step"), [(11.0, PIECE), (3.0, PIECE // 4), (0.5, 1000)])
+def test_a_block_whose_pieces_take_too_long_is_given_up(seconds: float, step: int) -> None:
     """What trickles ends."""
     clock = HandClock()
-    store = _SlowStore(clock, 11.0)
+    store = _SlowStore(clock, seconds, step)
     with reading(store, timeout=10.0, clock=clock) as files:
         file = files.open(info("a", BLOCK), nothing_follows)
         with pytest.raises(DeadlineExceeded):

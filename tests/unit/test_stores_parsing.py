@@ -1,5 +1,7 @@
 """Listings and headers of stores, and what is not one."""
 
+import contextlib
+import dataclasses
 import json
 import time
 from email.utils import formatdate
@@ -7,7 +9,7 @@ from email.utils import formatdate
 import pytest
 
 from optfs.errors import InvalidResponse, OptfsError, VersionGone
-from optfs.stores import gcs
+from optfs.stores import gcs, gcs_answers
 from optfs.stores.entries import parse_time
 from optfs.stores.ranges import check_range, gone, looks_like_html, range_header, retry_after
 from optfs.stores.s3_listing import parse_listing
@@ -181,3 +183,19 @@ def test_web_pages_are_told_from_answers() -> None:
     assert looks_like_html(b"<HTML>")
     assert not looks_like_html(b'<?xml version="1.0"?><Error/>')
     assert not looks_like_html(b'{"error": "<html>"}')
+
+
+@pytest.mark.parametrize(
+    ("more", "believed"),
+    [
+        ({}, True),
+        ({"X-Goog-Stored-Content-Encoding": "identity"}, True),
+        ({"Content-Encoding": "gzip", "X-Goog-Stored-Content-Encoding": "gzip"}, True),
+        ({"Content-Encoding": "gzip", "X-Goog-Stored-Content-Encoding": "identity"}, False),
+    ],
+)
+def test_what_a_proxy_packs_is_not_the_object(more: dict[str, str], *, believed: bool) -> None:
+    """An object that is stored packed is shown as it is stored."""
+    told = {"Content-Length": "5", "Content-Range": "bytes 10-14/100", "X-Goog-Generation": "7", **more}
+    with contextlib.nullcontext() if believed else pytest.raises(InvalidResponse):
+        gcs_answers.check_read(206, told, dataclasses.replace(INFO, version="7"), 10, 5)
