@@ -12,7 +12,7 @@ from tests.support.reading import PATIENCE, FakeStore, HandClock, check, content
 
 
 class _SlowStore(FakeStore):
-    """Brings `step` bytes each `seconds` of a clock that it moves itself, and breaks off where the deadline is over."""
+    """Brings a first piece at once, then `step` bytes each `seconds` of a clock that it moves itself, and breaks off at the deadline."""
 
     def __init__(self, clock: HandClock, seconds: float, step: int = PIECE) -> None:
         super().__init__()
@@ -25,7 +25,7 @@ class _SlowStore(FakeStore):
         """Fill the buffer, slowly."""
         try:
             for at in range(0, len(buffer), self.step):
-                self.clock.now += self.seconds
+                self.clock.now += self.seconds if at >= PIECE else 0.0
                 deadline.check("a read")
                 part = contents(info.key, start + at, min(self.step, len(buffer) - at))
                 buffer[at : at + len(part)] = part
@@ -53,4 +53,4 @@ def test_a_block_whose_pieces_take_too_long_is_given_up(seconds: float, step: in
     with reading(store, timeout=10.0, clock=clock) as files:
         file = files.open(info("a", BLOCK), nothing_follows)
         with pytest.raises(DeadlineExceeded):
-            file.read(0, PIECE)
+            file.read(PIECE, PIECE)
