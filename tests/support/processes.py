@@ -79,10 +79,14 @@ class MountProcess(Mounted):
         return self
 
     def end(self, number: int | None = signal.SIGTERM) -> int:
-        """Send a signal, if any, and return the exit code; nothing may be mounted afterwards."""
+        """Send a signal, if any, and return the exit code; nothing may be mounted afterwards.
+
+        A mount can be used before it is announced; one that is ended between says so by its exit code.
+        """
         process = self._process
         assert process is not None
         if number is not None:
+            eventually(lambda: " is mounted at " in self.text() or control.ask_mount(self.path) is not None, "the mount is announced")
             process.send_signal(number)
         code = process.wait(LIMIT)
         assert mounts.find(self.path) is None, "still mounted"
