@@ -15,11 +15,13 @@ be told from names alone, and no name of an experiment or an event shows. Its fi
 
 import re
 import struct
+from collections.abc import Iterator
 
 import xxhash
 
+from optfs.buffers import Buffer
 from optfs.cache.protocol import BlockKey
-from optfs.values import KiB, decode_name, encode_name
+from optfs.values import KiB, MiB, decode_name, encode_name
 
 SHARDS = "0123456789abcdef"
 """Subfolders: few, as each costs a descriptor and a file system block, and 5,000 names in one are no burden."""
@@ -29,6 +31,8 @@ _FORMAT = 1
 _FIXED = struct.Struct("<8sHHIQQQII")
 GRAIN = 128 * KiB
 """What has a checksum of its own, bytes: what the reading layer asks for at least."""
+STEP = MiB
+"""How much of a block is summed, and written before the processor's cache has lost it: eight streams were 3 % faster than with 4 MiB."""
 _DIGEST = 8
 _NAME = re.compile(r"([0-9a-f]{32})-(0|[1-9][0-9]{0,18})-([1-9][0-9]{0,18})", re.ASCII)
 MAX_HEADER = 64 * 1024
@@ -63,10 +67,15 @@ def header_length(key: BlockKey, key_identity: bytes) -> int:
     return len(key_identity) + _checksums_length(key)
 
 
-def encode_header(key: BlockKey, data: memoryview | bytes) -> bytes:
-    """Return the whole header."""
-    body = identity(key) + _checksums(data)
-    return body + xxhash.xxh3_64_digest(body)
+def pieces(key: BlockKey, data: memoryview) -> Iterator[tuple[int, bytes | memoryview]]:
+    """Yield all of the file in pieces, each with its offset: the block's, and then the header, whose checksums are known by then."""
+    body = identity(key)
+    offset = header_length(key, body)
+    for at in range(0, len(data), STEP):
+        piece = data[at : at + STEP]
+        body += _checksums(piece)
+        yield offset + at, piece
+    yield 0, body + xxhash.xxh3_64_digest(body)
 
 
 def header_matches(header: bytes, key_identity: bytes) -> bool:
@@ -74,14 +83,14 @@ def header_matches(header: bytes, key_identity: bytes) -> bool:
     return header.startswith(key_identity) and xxhash.xxh3_64_digest(header[:-_DIGEST]) == header[-_DIGEST:]
 
 
-def data_matches(header: bytes, key_identity: bytes, first: int, data: bytes | bytearray) -> bool:
+def data_matches(header: bytes, key_identity: bytes, first: int, data: bytes | Buffer) -> bool:
     """Tell whether `data`, whole grains of the block from number `first` on, are those that the header was made for."""
     found = _checksums(data)
     at = len(key_identity) + first * _DIGEST
     return header[at : at + len(found)] == found
 
 
-def _checksums(data: memoryview | bytes | bytearray) -> bytes:
+def _checksums(data: memoryview | bytes | Buffer) -> bytes:
     view = memoryview(data)
     return b"".join(xxhash.xxh3_64_digest(view[at : at + GRAIN]) for at in range(0, len(view), GRAIN))
 

@@ -21,9 +21,10 @@ import errno
 import os
 import stat
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from optfs.buffers import Buffer
 from optfs.cache.blockfile import GRAIN, SHARDS, block_name, data_matches, header_length, header_matches, identity
 from optfs.cache.protocol import BlockKey
 from optfs.errors import ConfigError
@@ -115,8 +116,13 @@ class Folder:
         writing = self.stat(name + TEMPORARY)
         return writing is not None and stat.S_ISREG(writing.st_mode) and abs(now - writing.st_mtime) <= IN_FLIGHT
 
-    def write(self, name: str, parts: Sequence[bytes | memoryview], now: float) -> bool:
-        """Write a block; return False when it is left to somebody else who is writing it. `now`: seconds since the epoch.
+    def write(self, name: str, pieces: Iterable[tuple[int, bytes | memoryview]], now: float) -> bool:
+        """Write a block; return False when it is left to somebody else who is writing it.
+
+        Args:
+            name: the file's.
+            pieces: all of it, each with its offset.
+            now: seconds since the epoch.
 
         Raises:
             OSError: the disk fails; nothing is left of the block.
@@ -134,7 +140,7 @@ class Folder:
                 return False
             raise
         try:
-            _write_all(fd, parts)
+            _write_all(fd, pieces)
             # Whoever was stopped for a while may find that it was taken for dead, and that the name is another one's by now.
             if not self._is(temporary, fd):
                 return False
@@ -234,7 +240,7 @@ def open_folder(cache_dir: Path) -> Folder:
     return Folder(path, fd, fds[1:])
 
 
-def read_block(folder: Folder, key: BlockKey, into: bytearray | None = None) -> bytes | bytearray | None:
+def read_block(folder: Folder, key: BlockKey, into: Buffer | None = None) -> bytes | Buffer | None:
     """Return a block, checked against its identity and checksums, or None if the file is damaged or another's; see `BlockCache.get`.
 
     Raises:
@@ -252,7 +258,7 @@ def read_range(folder: Folder, key: BlockKey, start: int, length: int) -> bytes 
     return None if data is None else bytes(data[low - begin : high - begin])
 
 
-def _read(folder: Folder, key: BlockKey, first: int, length: int, into: bytearray | None) -> bytes | bytearray | None:
+def _read(folder: Folder, key: BlockKey, first: int, length: int, into: Buffer | None) -> bytes | Buffer | None:
     """Return `length` bytes, whole grains from number `first` on."""
     expected = identity(key)
     offset = header_length(key, expected)
@@ -270,7 +276,7 @@ def _read(folder: Folder, key: BlockKey, first: int, length: int, into: bytearra
     return data if done == length and data_matches(header, expected, first, data) else None
 
 
-def _pread(fd: int, length: int, offset: int, into: bytearray | None) -> tuple[bytes | bytearray, int]:
+def _pread(fd: int, length: int, offset: int, into: Buffer | None) -> tuple[bytes | Buffer, int]:
     """Read to where it is wanted; return that, and how much it was."""
     if into is not None:
         return into, os.preadv(fd, [into], offset)
@@ -338,16 +344,11 @@ def _tag(fd: int) -> None:
         os.close(tag)
 
 
-def _write_all(fd: int, parts: Sequence[bytes | memoryview]) -> None:
-    written = os.writev(fd, parts)
-    for part in parts:
-        if written >= len(part):
-            written -= len(part)
-            continue
-        rest = memoryview(part)[written:]
-        written = 0
-        while rest:  # a disk that fills up, or a signal, cut the first write
-            rest = rest[os.write(fd, rest) :]
+def _write_all(fd: int, pieces: Iterable[tuple[int, bytes | memoryview]]) -> None:
+    for offset, piece in pieces:
+        done = os.pwrite(fd, piece, offset)
+        while done < len(piece):  # a disk that fills up, or a signal, cut the first write
+            done += os.pwrite(fd, memoryview(piece)[done:], offset + done)
 
 
 def _inode(found: os.stat_result) -> tuple[int, int]:

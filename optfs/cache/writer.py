@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from optfs.cache import room
-from optfs.cache.blockfile import SHARDS, block_name, encode_header, header_length, identity
+from optfs.cache.blockfile import SHARDS, block_name, header_length, identity, pieces
 from optfs.cache.folder import Folder, open_folder
 from optfs.cache.handover import Batch, Handover
 from optfs.cache.health import Health
@@ -223,7 +223,7 @@ class Writer:
             while offered and not self._handover.overdue():
                 name = next(iter(offered))
                 block = offered[name]
-                done = folder.write(name, (encode_header(block.key, block.data), block.data), self._wall())
+                done = folder.write(name, pieces(block.key, block.data), self._wall())
                 del block, offered[name]
                 if done:
                     written.append(name)

@@ -4,6 +4,7 @@ Whatever happens, a block is right or missing, nothing is raised, nothing outsid
 """
 
 import errno
+import itertools
 import os
 import resource
 import shutil
@@ -336,13 +337,13 @@ def test_a_failing_disk_turns_writing_off_for_a_while(
     clock = HandClock()
     cache = make_cache(filled, clock=clock)
     assert cache.flush(WAIT)
-    real, attempts = os.writev, []
+    real, attempts = os.pwrite, []
 
-    def fail(fd: int, parts: object) -> int:
+    def fail(fd: int, _piece: object, _offset: int) -> int:
         attempts.append(fd)
         raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr(os, "writev", fail)
+    monkeypatch.setattr(os, "pwrite", fail)
     for _ in range(5):
         fill(cache, block_key(100), block_key(101))
     assert len(attempts) == 1
@@ -352,7 +353,7 @@ def test_a_failing_disk_turns_writing_off_for_a_while(
     assert held(cache, *KEYS, block_key(100)) == [*ALL, False]
     assert os.strerror(number) in cache.stats().state
     assert len(warnings(caplog)) == 1
-    monkeypatch.setattr(os, "writev", real)
+    monkeypatch.setattr(os, "pwrite", real)
     clock.now += 31
     fill(cache, block_key(101), block_key(102))
     assert held(cache, *(block_key(number) for number in (100, 101, 102))) == [False, True, True]
@@ -364,8 +365,8 @@ def test_a_failing_disk_turns_writing_off_for_a_while(
 
 def test_short_writes_are_continued(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A write that the system cuts is continued where it stopped, in the header or in the data."""
-    cuts = iter([3, 500, 70_000] * 3)
-    monkeypatch.setattr(os, "writev", lambda fd, parts: os.write(fd, b"".join(parts)[: next(cuts)]))
+    real, cuts = os.pwrite, itertools.cycle([3, 500, 70_000, 1, 7])
+    monkeypatch.setattr(os, "pwrite", lambda fd, piece, offset: real(fd, piece[: next(cuts)], offset))
     cache = make_cache(tmp_path)
     fill(cache, *KEYS[:3])
     assert held(cache, *KEYS[:3]) == [True] * 3

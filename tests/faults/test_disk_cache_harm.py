@@ -12,7 +12,7 @@ import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import pytest
@@ -382,11 +382,11 @@ def test_a_block_that_another_mount_evicts_while_it_is_written_leaves_no_file(fi
     assert cache.flush(WAIT)
     write = Folder.write
 
-    def evict_first(self: Folder, name: str, parts: Sequence[bytes | memoryview], now: float) -> bool:
+    def evict_first(self: Folder, name: str, pieces: Iterable[tuple[int, bytes | memoryview]], now: float) -> bool:
         with contextlib.closing(sqlite3.connect(index_of(filled))) as other:
             other.execute("DELETE FROM Cache WHERE key = ?", (name,))
             other.commit()
-        return write(self, name, parts, now)
+        return write(self, name, pieces, now)
 
     monkeypatch.setattr(Folder, "write", evict_first)
     fill(cache, block_key(100))

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from optfs.cache import blockfile
-from optfs.cache.blockfile import GRAIN
+from optfs.cache.blockfile import GRAIN, STEP
 from optfs.cache.protocol import BlockKey
 from tests.support.caches import block_key, content
 
@@ -22,9 +22,33 @@ OTHERS = [
 ]
 
 
+def header_of(key: BlockKey, data: bytes) -> bytes:
+    """Return the header, which is the last piece that is written."""
+    *_, (offset, header) = blockfile.pieces(key, memoryview(data))
+    assert offset == 0
+    return bytes(header)
+
+
+def test_a_block_is_written_in_pieces_that_make_its_file() -> None:
+    """Header and block, without a gap; the header comes last, so that a file that lacks a piece has none."""
+    key = replace(KEY, size=10 * STEP, length=2 * STEP + 5)
+    data = content(key)
+    pieces = list(blockfile.pieces(key, memoryview(data)))
+    assert [len(piece) for _, piece in pieces[:-1]] == [STEP, STEP, 5]
+    file = bytearray()
+    for offset, piece in sorted(pieces, key=lambda each: each[0]):
+        assert offset == len(file)
+        file += piece
+    own = blockfile.identity(key)
+    begin = blockfile.header_length(key, own)
+    assert blockfile.header_matches(bytes(file[:begin]), own)
+    assert file[begin:] == data
+    assert blockfile.data_matches(bytes(file[:begin]), own, 0, data)
+
+
 def test_header_fits_its_own_key_and_data_only() -> None:
     """A header matches the key and the data it was made for, and no other key."""
-    header, own = blockfile.encode_header(KEY, content(KEY)), blockfile.identity(KEY)
+    header, own = header_of(KEY, content(KEY)), blockfile.identity(KEY)
     assert len(header) == blockfile.header_length(KEY, own)
     assert blockfile.header_matches(header, own)
     assert blockfile.data_matches(header, own, 0, content(KEY))
@@ -35,7 +59,7 @@ def test_header_fits_its_own_key_and_data_only() -> None:
 def test_every_changed_byte_of_a_header_shows() -> None:
     """Whichever byte of a header changes, the header or the data no longer matches."""
     data = content(KEY)
-    header = blockfile.encode_header(KEY, data)
+    header = header_of(KEY, data)
     for at in range(len(header)):
         changed = bytearray(header)
         changed[at] ^= 0x10
@@ -47,7 +71,7 @@ def test_each_grain_of_a_block_is_checked_by_itself() -> None:
     """Any run of grains matches where it belongs and nowhere else; the last grain is shorter."""
     key = replace(KEY, length=3 * GRAIN + 5)
     data, own = content(key), blockfile.identity(key)
-    header = blockfile.encode_header(key, data)
+    header = header_of(key, data)
     for first in range(4):
         for last in range(first, 4):
             run = data[first * GRAIN : (last + 1) * GRAIN]
@@ -67,10 +91,10 @@ def test_a_name_shows_nothing_of_the_object() -> None:
 
 def test_the_key_comes_back_from_a_file() -> None:
     """`verify` learns from the file alone what it holds."""
-    assert blockfile.parse_key(blockfile.encode_header(KEY, content(KEY)) + content(KEY)) == KEY
+    assert blockfile.parse_key(header_of(KEY, content(KEY)) + content(KEY)) == KEY
 
 
-@pytest.mark.parametrize("raw", [b"", b"x" * 10, b"x" * 1000, blockfile.encode_header(KEY, b"")[:60]])
+@pytest.mark.parametrize("raw", [b"", b"x" * 10, b"x" * 1000, header_of(KEY, b"")[:60]])
 def test_what_is_no_block_file_has_no_key(raw: bytes) -> None:
     """Rubbish and files cut within the header give None, no exception."""
     assert blockfile.parse_key(raw) is None

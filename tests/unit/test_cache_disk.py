@@ -4,7 +4,7 @@ import os
 import random
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import pytest
@@ -23,10 +23,10 @@ def stick(monkeypatch: pytest.MonkeyPatch) -> tuple[threading.Event, threading.E
     free, reached = threading.Event(), threading.Event()
     write = Folder.write
 
-    def wait_and_write(self: Folder, name: str, parts: Sequence[bytes | memoryview], now: float) -> bool:
+    def wait_and_write(self: Folder, name: str, pieces: Iterable[tuple[int, bytes | memoryview]], now: float) -> bool:
         reached.set()
         free.wait(WAIT)
-        return write(self, name, parts, now)
+        return write(self, name, pieces, now)
 
     monkeypatch.setattr(Folder, "write", wait_and_write)
     return free, reached

@@ -32,7 +32,7 @@ def add(folder: Folder, index: BlockIndex, name: str, at: float, *, file: bool) 
     """Add a row stored at that time, and its file."""
     index.run(lambda: index.add(name, 1000, at))
     if file:
-        assert folder.write(name, [b"x"], NOW)
+        assert folder.write(name, [(0, b"x")], NOW)
 
 
 def test_room_that_is_promised_to_a_block_under_way_is_not_given_away(folder: Folder, index: BlockIndex) -> None:
@@ -51,7 +51,7 @@ def test_what_is_promised_is_what_has_no_file_yet(folder: Folder, index: BlockIn
         index.run(lambda name=name, number=number: index.promise(name, 1 << number, NOW + 9 * (number == 3)))  # type: ignore[misc]  # a lambda with defaults
     assert index.run(lambda: index.promised(NOW)) == 15
     for name in NAMES[:2]:
-        assert folder.write(name, [b"x"], NOW)
+        assert folder.write(name, [(0, b"x")], NOW)
     index.run(lambda: index.drop_unknown(NAMES[:1]))
     assert index.run(lambda: index.promised(NOW)) == 12
     assert index.run(lambda: index.promised(NOW + IN_FLIGHT + 1)) == 8
@@ -71,7 +71,7 @@ def test_a_loss_is_forgotten_where_another_mount_has_written_the_block_anew(fold
 def test_files_that_no_row_knows_go(folder: Folder, index: BlockIndex) -> None:
     """Those that one has just written, and whose row another one has removed meanwhile."""
     add(folder, index, NAMES[0], NOW, file=True)
-    assert folder.write(NAMES[1], [b"x"], NOW)
+    assert folder.write(NAMES[1], [(0, b"x")], NOW)
     index.run(lambda: index.drop_unknown(NAMES))
     assert [folder.stat(name) is not None for name in NAMES] == [True, False, False, False]
 
@@ -97,7 +97,7 @@ def test_who_was_taken_for_dead_leaves_another_ones_half_alone(folder: Folder, t
         path.write_bytes(b"another one's half")
 
     monkeypatch.setattr("optfs.cache.folder._write_all", sleep)
-    assert not folder.write(NAMES[0], [b"whole"], NOW)
+    assert not folder.write(NAMES[0], [(0, b"whole")], NOW)
     assert path.read_bytes() == b"another one's half"
     assert folder.stat(NAMES[0]) is None
 
@@ -107,8 +107,8 @@ def test_a_block_that_somebody_is_writing_is_left_to_him(folder: Folder, tmp_pat
     path = tmp_path / "blocks-v1" / NAMES[0][0] / (NAMES[0] + ".tmp")
     path.write_bytes(b"half")
     begun = path.stat().st_mtime
-    assert not folder.write(NAMES[0], [b"whole"], begun + IN_FLIGHT)
+    assert not folder.write(NAMES[0], [(0, b"whole")], begun + IN_FLIGHT)
     assert path.read_bytes() == b"half"
-    assert folder.write(NAMES[0], [b"whole"], begun + IN_FLIGHT + 1)
+    assert folder.write(NAMES[0], [(0, b"whole")], begun + IN_FLIGHT + 1)
     assert path.with_suffix("").read_bytes() == b"whole"
     assert not path.exists()
