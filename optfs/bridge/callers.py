@@ -10,11 +10,23 @@ A `Caller` asks libfuse for what it keeps by thread: it works in a handler, in i
 
 import signal
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
 Caller = Callable[[], int]
 """Tells the number of the thread whose request is being answered; 0 where it lies in another namespace. Asked seldom: it costs a call into C."""
+
+
+class ThreadCaller(threading.local):
+    """A `Caller` that was told: `number` is set by the thread that answers, for each request."""
+
+    number = 0
+
+    def __call__(self) -> int:
+        """Return the number."""
+        return self.number
+
 
 _PENDING = ("SigPnd:", "ShdPnd:")  # of the thread, of the program; both hexadecimal, bit n - 1 for signal n
 _KILL = 1 << (signal.SIGKILL - 1)

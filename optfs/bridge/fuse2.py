@@ -51,9 +51,15 @@ class Fuse2(Handlers):
 
     def read(self, _path: int, buffer: int, size: int, offset: int, info: int) -> int:
         """Copy bytes into libfuse's memory."""
-        views, length = self.bytes_of(size, offset, info)
-        join(views, length, buffer)
-        return length
+        done = 0
+
+        def give(views: list[memoryview], length: int) -> None:
+            nonlocal done
+            join(views, length, buffer)
+            done = length
+
+        self.hand_over(self._info(info).fh, size, offset, give)
+        return done
 
     def readdir(self, _path: int, buffer: int, filler: int, offset: int, info: int) -> int:
         """Fill with types and inode numbers."""

@@ -3,11 +3,11 @@
 `Handlers` has what both have in common; `fuse3` and `fuse2` add what differs. Pointers arrive as numbers, since most are only passed on.
 
 Rules: a handler returns 0 or a number of bytes, or raises; `functions` turns an exception into a negative errno and never lets one through to C.
-A read's bytes go from the reading layer's memory into what libfuse writes to the kernel, copied once. Everything that would change something is
+A read's bytes go from the reading layer's memory to the kernel, by libfuse 2 copied once. Everything that would change something is
 EROFS, although the kernel itself refuses most of it on a read-only mount. `flush`, `access`, `fsync` aren't offered: libfuse then tells
 the kernel once not to ask. libfuse gives no path where there is a handle (`nullpath_ok`), which spares it the making of one.
 
-Threads: libfuse calls from threads of its own, many at once. `_folders` is a dict whose single operations are atomic; one folder handle
+Threads: called from many at once, of libfuse's or of `loop`. `_folders` is a dict whose single operations are atomic; one folder handle
 is used by one call at a time (the kernel holds the folder's position lock).
 """
 
@@ -33,7 +33,7 @@ REFUSED = (
 """Operations that change something, by libfuse's names."""
 
 ANSWERED = (
-    *("getattr", "fgetattr", "readlink", "open", "read", "read_buf", "release", "statfs", "getxattr", "listxattr"),
+    *("getattr", "fgetattr", "readlink", "open", "read", "release", "statfs", "getxattr", "listxattr"),
     *("opendir", "readdir", "releasedir", "init"),
 )
 
@@ -150,16 +150,20 @@ class Handlers:
         fi.direct_io = mode.direct_io
         return 0
 
-    def bytes_of(self, size: int, offset: int, info: int) -> tuple[list[memoryview], int]:
-        """Return bytes of an open file's pinned version, and how many they are: fewer than `size` only where the file ends."""
-        core, handle = self.core, self._info(info).fh
+    def hand_over(self, handle: int, size: int, offset: int, give: Callable[[list[memoryview], int], object]) -> None:
+        """Call `give` with bytes of an open file's pinned version, and how many they are: fewer than `size` only where the file ends.
+
+        Until `give` returns, the read counts as under way.
+        """
+        core = self.core
         kernel = core.kernel
         try:
             if kernel.begin_read(handle, offset + size):
                 views = core.filesystem.read(handle, offset, size)
                 length = sum(map(len, views))
                 if not kernel.misread(handle, offset + length, short=length < size):
-                    return views, length
+                    give(views, length)
+                    return
         except Abandoned:
             if killed(self.caller):
                 raise
