@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
+from optfs.buffers import Buffer
 from optfs.cache.blockfile import SHARDS, block_name, object_id, parse_name, union_length
 from optfs.cache.folder import Folder, read_block, read_range
 from optfs.cache.handover import Handover
@@ -34,7 +35,7 @@ from optfs.values import Clock, MiB, ObjectInfo
 
 logger = logging.getLogger(__name__)
 
-_Data = TypeVar("_Data", bound=bytes | bytearray)
+_Data = TypeVar("_Data", bound=bytes | Buffer)
 
 BACKLOG = 32 * MiB
 """Bytes that may wait to be written: eight blocks, half a second of a slow disk."""
@@ -113,7 +114,7 @@ class DiskCache:
         self._warned_of_damage = False
         self._writer.start()
 
-    def get(self, key: BlockKey, into: bytearray | None = None) -> bytes | bytearray | None:
+    def get(self, key: BlockKey, into: Buffer | None = None) -> bytes | Buffer | None:
         """Return the block, checked, or None; see `BlockCache`."""
         return self._read(key, lambda folder: read_block(folder, key, into))
 

@@ -7,6 +7,7 @@ that come from another endpoint than the provider's own carry it in their identi
 from collections.abc import Mapping
 from dataclasses import replace
 
+from optfs.buffers import Buffer
 from optfs.cache.protocol import BlockCache, BlockKey
 from optfs.values import ObjectInfo
 
@@ -19,7 +20,7 @@ class OriginCache:
         self._cache = cache
         self._endpoints = endpoints
 
-    def get(self, key: BlockKey, into: bytearray | None = None) -> bytes | bytearray | None:
+    def get(self, key: BlockKey, into: Buffer | None = None) -> bytes | Buffer | None:
         """Return the block; see `BlockCache`."""
         return self._cache.get(self._key(key), into)
 

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Protocol
 
+from optfs.buffers import Buffer
 from optfs.values import ObjectInfo
 
 
@@ -27,7 +28,7 @@ class BlockKey:
 class BlockCache(Protocol):
     """Blocks that outlive the process. No method raises: a failing disk means no caching. Any thread may call any method."""
 
-    def get(self, key: BlockKey, into: bytearray | None = None) -> bytes | bytearray | None:
+    def get(self, key: BlockKey, into: Buffer | None = None) -> bytes | Buffer | None:
         """Return the block, checked against its identity and checksums, or None. A block that fails the check is dropped.
 
         `into`, of the block's length, is where it is read to and what is returned then; after None its contents are undefined.

@@ -31,6 +31,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import get_args
 
+from optfs.buffers import Buffer, is_viewed
 from optfs.errors import DeadlineExceeded, OptfsError, OutOfMemory, ServiceUnavailable, bare
 from optfs.reading.counters import Counters
 from optfs.reading.fetches import Fetch, Part
@@ -71,8 +72,8 @@ class Blocks:
         self._ahead: OrderedDict[Part, tuple[memoryview, float]] = OrderedDict()
         self._flights: dict[Part, Fetch] = {}
         self._failures: dict[Part, tuple[OptfsError, float]] = {}  # with the time until which each holds, in that order
-        self._spares: list[bytearray] = []
-        self._lent: list[bytearray] = []
+        self._spares: list[Buffer] = []
+        self._lent: list[Buffer] = []
         self._taken = 0
         self._ahead_bytes = 0
         self._bound: Counter[Provider] = Counter()
@@ -469,21 +470,21 @@ class Blocks:
 
     def _keep(self, buffer: object) -> None:
         """Keep the buffer of a part that went for reuse, if there is room for one that nobody views."""
-        if not isinstance(buffer, bytearray) or len(buffer) != self.block:
+        if not isinstance(buffer, Buffer) or len(buffer) != self.block:
             return
-        if _is_viewed(buffer):
+        if is_viewed(buffer):
             self._lent.append(buffer)
             del self._lent[:-LENT]
         elif len(self._spares) < SPARES and self._taken + len(buffer) <= self._limit:
             self._spares.append(buffer)
             self._taken += len(buffer)
 
-    def _reclaim(self, *, wanted: bool) -> bytearray | None:
+    def _reclaim(self, *, wanted: bool) -> Buffer | None:
         """Keep or let go what was lent and is back; return such a buffer or a spare one if `wanted`, its room given back."""
         lent, self._lent = self._lent, []
         found = None
         for buffer in lent:
-            if wanted and found is None and not _is_viewed(buffer):
+            if wanted and found is None and not is_viewed(buffer):
                 found = buffer
             else:
                 self._keep(buffer)
@@ -491,12 +492,3 @@ class Blocks:
             found = self._spares.pop()
             self._taken -= len(found)
         return found
-
-
-def _is_viewed(buffer: bytearray) -> bool:
-    """Return whether there are views of a buffer that isn't empty."""
-    try:
-        buffer.append(buffer.pop())  # raises where there are; shrinking by one byte and back moves nothing
-    except BufferError:
-        return True
-    return False

@@ -14,6 +14,7 @@ Locks: `Fetch._changed` is a leaf and guards what stands below its comment; nobo
 import threading
 from enum import Enum
 
+from optfs.buffers import Buffer, allocate
 from optfs.errors import DeadlineExceeded, OptfsError, ServiceUnavailable, bare
 from optfs.values import LOOK_AGAIN, Deadline, ObjectInfo
 
@@ -91,7 +92,7 @@ class Fetch:
         self.missed = False
         """Whether a store is to bring it, or what `found` lacks: written when it is made, by the look, or by a reader that waits for that no longer,
         each before it queues the fetch for the store."""
-        self.found: list[bytes | bytearray | None] | None = None
+        self.found: list[bytes | Buffer | None] | None = None
         """What the block cache has of each part, if it has some and not all; written by the look, before `missed` is."""
         self.asked_at = float("inf")
         """When a reader first wanted it of the block cache, by the mount's clock; written once, before that is queued."""
@@ -103,7 +104,7 @@ class Fetch:
         """Whether it began, was cancelled or broke off while no reader wanted it: its failure is then no answer to a reader."""
         self.gave_up = False
         """Whether it ended since its store might take no more room."""
-        self.spare: bytearray | None = None
+        self.spare: Buffer | None = None
         """A buffer of exactly `length` bytes to fill, if memory had one; goes to who takes it, and back if the block cache had nothing."""
         self._state = State.QUEUED
         self._looked = False
@@ -198,13 +199,13 @@ class Fetch:
                 self.speculative = True
             return self._deserted
 
-    def take_buffer(self) -> bytearray:
+    def take_buffer(self) -> Buffer:
         """Return a buffer that nobody else fills, of `length` bytes, whose contents are undefined."""
         with self._changed:
             spare, self.spare = self.spare, None
-        return bytearray(self.length) if spare is None else spare
+        return allocate(self.length) if spare is None else spare
 
-    def keep_buffer(self, buffer: bytearray) -> None:
+    def keep_buffer(self, buffer: Buffer) -> None:
         """Take a buffer back, for the worker that will begin."""
         with self._changed:
             if self._state is State.QUEUED:

@@ -19,6 +19,7 @@ import logging
 import threading
 from collections.abc import Callable
 
+from optfs.buffers import Buffer
 from optfs.cache.protocol import BlockCache, BlockKey
 from optfs.reading.fetches import Fetch, Part
 from optfs.reading.readahead import PIECE
@@ -39,7 +40,7 @@ MOST_HANGING = 4
 ASIDE = 6
 """Fetching threads that may look at once, a quarter of them. With none, eight streams took 4 % more time: what isn't cached changed threads twice."""
 
-Found = list[bytes | bytearray | None]
+Found = list[bytes | Buffer | None]
 """What the block cache has: of each part of a fetch, or of all of them as one."""
 
 
@@ -97,7 +98,7 @@ class Lookups:
             self._tried_at = now
             return True
 
-    def find(self, fetch: Fetch, buffer: bytearray) -> Found:
+    def find(self, fetch: Fetch, buffer: Buffer) -> Found:
         """Return what the block cache has of each part, or of all of them as one; a single part is read into `buffer`. One at a time for a fetch."""
         found: Found = []
         began = self._clock()
@@ -125,14 +126,14 @@ class Lookups:
         """Have a part kept in the block cache; see `BlockCache.put`."""
         self._cache.put(self._key(info, part), view)
 
-    def _find(self, fetch: Fetch, buffer: bytearray) -> Found:
+    def _find(self, fetch: Fetch, buffer: Buffer) -> Found:
         into = buffer if len(fetch.parts) == 1 else None
         found: Found = [self._cached(fetch.info, part, into) for part in fetch.parts]
         if None in found and (run := self._run_of_block(fetch)) is not None:
             found = [run]
         return [self._block_of_pieces(fetch)] if found == [None] else found
 
-    def _cached(self, info: ObjectInfo, part: Part, into: bytearray | None = None) -> bytes | bytearray | None:
+    def _cached(self, info: ObjectInfo, part: Part, into: Buffer | None = None) -> bytes | Buffer | None:
         data = self._cache.get(self._key(info, part), into)
         return data if data is not None and len(data) == part[2] else None
 

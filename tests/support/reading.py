@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
+from optfs.buffers import Buffer
 from optfs.cache.protocol import BlockKey
 from optfs.errors import OptfsError
 from optfs.reading.fetcher import Gone
@@ -113,7 +114,7 @@ class FakeCache:
     def __init__(self) -> None:
         self.blocks: dict[BlockKey, bytes] = {}
 
-    def get(self, key: BlockKey, into: bytearray | None = None) -> bytes | bytearray | None:
+    def get(self, key: BlockKey, into: Buffer | None = None) -> bytes | Buffer | None:
         """Return a block that was put, and leave other bytes in the buffer where there is none."""
         data = self.blocks.get(key)
         if into is None or data is None:

@@ -1,5 +1,6 @@
 """Blocks of different services that share a cache folder."""
 
+from optfs.buffers import Buffer
 from optfs.cache.origin import OriginCache
 from optfs.cache.protocol import BlockKey
 from optfs.values import ObjectInfo
@@ -15,7 +16,7 @@ class _Cache:
         self.blocks: dict[BlockKey, bytes] = {}
         self.closed = False
 
-    def get(self, key: BlockKey, into: bytearray | None = None) -> bytes | bytearray | None:
+    def get(self, key: BlockKey, into: Buffer | None = None) -> bytes | Buffer | None:
         del into
         return self.blocks.get(key)
 

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 import pytest
 
+from optfs.buffers import Buffer
 from optfs.cache.protocol import BlockKey
 from optfs.errors import Abandoned, DeadlineExceeded, OutOfMemory, ServiceError
 from optfs.reading import lookups as reading_lookups
@@ -43,7 +44,7 @@ class HangingCache(FakeCache):
         self.gets = 0
         self._starve = starve
 
-    def get(self, key: BlockKey, into: bytearray | None = None) -> bytes | bytearray | None:
+    def get(self, key: BlockKey, into: Buffer | None = None) -> bytes | Buffer | None:
         """Wait, and return a block that was put."""
         self.gets += 1
         self.asked.set()
@@ -139,7 +140,7 @@ class BadSector(HangingCache):
         self._bad = bad
         self.well = 0  # looks for the others
 
-    def get(self, key: BlockKey, into: bytearray | None = None) -> bytes | bytearray | None:
+    def get(self, key: BlockKey, into: Buffer | None = None) -> bytes | Buffer | None:
         """Return a block that was put, if it is well."""
         if key.uri.removeprefix("s3://bucket/") in self._bad:
             return super().get(key, into)
@@ -307,7 +308,7 @@ def test_threads_that_fetch_look_again_and_again() -> None:
     for name in ("ahead-0", "ahead-3"):
         hold(cache, name)
 
-    def get(key: BlockKey, into: bytearray | None = None) -> bytes | bytearray | None:
+    def get(key: BlockKey, into: Buffer | None = None) -> bytes | Buffer | None:
         if key.uri.endswith("5"):
             raise MemoryError
         return real(key, into)

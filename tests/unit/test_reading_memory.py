@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from optfs.buffers import Buffer
 from optfs.cache.protocol import BlockKey
 from optfs.errors import AccessDenied, DeadlineExceeded, OptfsError, OutOfMemory, ServiceUnavailable
 from optfs.reading.blocks import FRESH, Blocks
@@ -332,9 +333,9 @@ def test_blocks_of_the_cache_are_read_into_buffers_that_are_used_again() -> None
     class Watch(FakeCache):
         def __init__(self) -> None:
             super().__init__()
-            self.buffers: list[bytearray] = []  # keeps them, or a new one could be taken for one that is gone
+            self.buffers: list[Buffer] = []  # keeps them, or a new one could be taken for one that is gone
 
-        def get(self, key: BlockKey, into: bytearray | None = None) -> bytes | bytearray | None:
+        def get(self, key: BlockKey, into: Buffer | None = None) -> bytes | Buffer | None:
             if into is not None and not any(into is buffer for buffer in self.buffers):
                 self.buffers.append(into)
             return super().get(key, into)
@@ -361,7 +362,7 @@ def test_a_buffer_that_is_still_viewed_is_used_again_once_it_is_not() -> None:
         assert blocks.demand(fetch, Deadline.after(HandClock(), 0)) is fetch
         return fetch
 
-    def landed(fetch: Fetch, buffer: bytearray) -> None:
+    def landed(fetch: Fetch, buffer: Buffer) -> None:
         blocks.landed(fetch, [memoryview(buffer).toreadonly()])
         fetch.finish(memoryview(b""))
 
@@ -382,17 +383,17 @@ def test_a_buffer_that_is_still_viewed_is_used_again_once_it_is_not() -> None:
 def test_buffers_kept_for_reuse_take_no_room_beyond_the_bound(viewed: bool) -> None:
     """Also when what comes is no block, so that nobody takes them."""
 
-    class Buffer(bytearray):
+    class Watched(bytearray):
         """One that can be referred to weakly."""
 
     blocks = Blocks(16 * MiB, MiB, HandClock())
-    kept: list[weakref.ref[Buffer]] = []
+    kept: list[weakref.ref[Watched]] = []
 
     def land(name: str, length: int) -> Part:
         one = info(name, length)
         fetch = Fetch(one, ((ident_of(one), 0, length),), demanded=True)
         assert blocks.demand(fetch, Deadline.after(HandClock(), 0)) is fetch
-        buffer = Buffer(length)
+        buffer = Watched(length)
         kept.append(weakref.ref(buffer))
         blocks.landed(fetch, [memoryview(buffer).toreadonly()])
         return fetch.parts[0]
