@@ -7,10 +7,10 @@ from typing import NoReturn
 import pytest
 
 from optfs import buffers
-from optfs.buffers import HUGE, allocate, is_viewed
+from optfs.buffers import HUGE, LONG, allocate, is_viewed
 
 
-@pytest.mark.parametrize("length", [1, HUGE - 1, HUGE, 2 * HUGE + 1])
+@pytest.mark.parametrize("length", [1, LONG - 1, LONG, HUGE - 1, HUGE, 2 * HUGE + 1])
 def test_a_buffer_has_its_length_and_can_be_written(length: int) -> None:
     """From its first byte to its last."""
     buffer = allocate(length)
@@ -19,7 +19,7 @@ def test_a_buffer_has_its_length_and_can_be_written(length: int) -> None:
         assert (len(view), view[0], view[-1], view.readonly) == (length, 7, 7, False)
 
 
-@pytest.mark.parametrize("length", [1, HUGE])
+@pytest.mark.parametrize("length", [1, LONG, HUGE])
 def test_a_buffer_is_viewed_as_long_as_a_view_or_a_part_of_one_lives(length: int) -> None:
     """And keeps its bytes when it is asked."""
     buffer = allocate(length)
@@ -43,7 +43,7 @@ def test_where_the_system_has_no_memory_that_is_what_is_raised(monkeypatch: pyte
 
     monkeypatch.setattr(mmap, "mmap", refused)
     with pytest.raises(MemoryError):
-        allocate(HUGE)
+        allocate(LONG)
 
 
 def test_without_huge_pages_buffers_are_as_usual(monkeypatch: pytest.MonkeyPatch) -> None:
