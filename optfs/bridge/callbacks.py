@@ -1,4 +1,4 @@
-"""libfuse's loop, and the functions of C, made of Python's, by which it calls the handlers.
+"""libfuse 2's loop, and the functions of C, made of Python's, by which both bindings' libraries call the handlers.
 
 The bindings would make them by ctypes, which has no answer for a call that doesn't reach Python: where there is no memory even for the
 arguments, C gets what lies in the place of the result, and a program a file that ends too early. cffi puts an error there. It also keeps

@@ -22,11 +22,9 @@ that doesn't answer held up everything. A stream has two. The kernel's own limit
 
 MAX_THREADS = MAX_BACKGROUND + 64
 """Threads that run handlers, made when all others are busy; some are left for other calls than readahead's. A handler waits for the network,
-so that libfuse's own limit (10 since 3.12) would let ten slow readers stop all."""
+so that few threads would let as many slow readers stop all."""
 
 IDLE_THREADS = 64
-
-VERSION = (mfusepy.fuse_version_major, mfusepy.fuse_version_minor)
 
 # The filler is called by PyDLL's convention, which keeps the interpreter's lock: it only copies an entry into libfuse's buffer, and no
 # thread that holds libfuse's lock ever waits for the interpreter's.
@@ -57,8 +55,7 @@ _destroy = _function(None, "fuse_destroy", _P)
 _get_session = _function(_P, "fuse_get_session", _P, quick=True)
 _session_fd = _function(ctypes.c_int, "fuse_session_fd", _P, quick=True)
 _exited = _function(ctypes.c_int, "fuse_session_exited", _P, quick=True)
-_set_signal_handlers = _function(ctypes.c_int, "fuse_set_signal_handlers", _P)
-_remove_signal_handlers = _function(None, "fuse_remove_signal_handlers", _P)
+_free_arguments = _function(None, "fuse_opt_free_args", ctypes.POINTER(_Arguments))
 _process = _function(None, "fuse_session_process_buf", _P, _P)
 
 
@@ -125,7 +122,10 @@ def serve(core: Core, mountpoint: str, options: dict[str, Any]) -> None:
     made = callbacks.fill(table, handlers.functions())
     words = callbacks.arguments(options)
     arguments = _Arguments(len(words), (ctypes.c_char_p * len(words))(*words), 0)
-    fuse = _new(arguments, ctypes.addressof(table), ctypes.sizeof(table), None)
+    try:
+        fuse = _new(arguments, ctypes.addressof(table), ctypes.sizeof(table), None)
+    finally:
+        _free_arguments(arguments)
     if not fuse:
         raise RuntimeError("libfuse refuses the options")
     try:
@@ -144,8 +144,8 @@ def _serve(handlers: Fuse3, session: int) -> None:
     def pass_on(address: int, length: int) -> bool:
         request = _Request()
         request.buf.mem, request.buf.size = address, length
-        _process(session, ctypes.addressof(request))
-        return not _exited(session)
+        _process(session, ctypes.addressof(request))  # until here, what raises has changed nothing
+        return not loop.insist(_exited, session)
 
     core = handlers.core
     core.connection = _session_fd(session)
@@ -153,8 +153,5 @@ def _serve(handlers: Fuse3, session: int) -> None:
         core.connection, handlers.calling, pass_on, handlers.hand_over, core.reporter.errno, most=MAX_THREADS, idle=IDLE_THREADS
     )
     core.leave = serving.leave
-    _set_signal_handlers(session)
-    try:
-        serving.run()
-    finally:
-        _remove_signal_handlers(session)
+    os.chdir("/")  # keeps no folder busy, as libfuse's own `main`
+    serving.run()

@@ -54,12 +54,12 @@ class Core:
     """State of one mount that handlers share."""
 
     def __init__(self, filesystem: FileSystem, kernel: KernelCache, reporter: ErrorReporter, started: Callable[[], None]) -> None:
-        """Join the parts; `started` is called by libfuse's thread once the kernel has opened the connection."""
+        """Join the parts; `started` is called in a handler once the kernel has opened the connection."""
         self.filesystem = filesystem
         self.kernel = kernel
         self.reporter = reporter
         self.started = started
-        # Set by the binding before `started` is called: asks libfuse's loop to end after its next request. Not to be called once it has ended.
+        # Set by the binding before `started` is called: asks the loop to end, libfuse 2's after its next request, and not once it has ended.
         self.leave: Callable[[], object] = lambda: None
         # Set as `leave` is: the descriptor by which libfuse speaks with the kernel; None where it isn't known.
         self.connection: int | None = None

@@ -151,7 +151,7 @@ class Folder:
                 os.rename(temporary, name, src_dir_fd=shard, dst_dir_fd=shard)
         except FileNotFoundError:
             return False
-        except OSError:
+        except BaseException:  # also for want of memory
             if self._is(temporary, fd):
                 with contextlib.suppress(OSError):
                     os.unlink(temporary, dir_fd=shard)

@@ -52,9 +52,8 @@ Serving = Callable[..., AbstractContextManager[tuple[Kernel, Loop]]]
 
 
 @pytest.fixture
-def serving() -> Iterator[Serving]:
+def serving() -> Serving:
     """Run a loop until the block's end, which then has ended without an error."""
-    before = signal.signal(signal.SIGHUP, lambda _number, _frame: None)
 
     @contextmanager
     def run(
@@ -99,8 +98,7 @@ def serving() -> Iterator[Serving]:
         finally:
             assert [error.args[0] for error in failed] == []
 
-    yield run
-    signal.signal(signal.SIGHUP, before)
+    return run
 
 
 def test_a_read_is_answered_with_the_bytes_that_are_given(serving: Serving) -> None:
@@ -242,6 +240,24 @@ def test_other_requests_are_passed_on_with_their_caller(serving: Serving) -> Non
     assert caller() == 0
 
 
+def test_what_libfuse_could_not_be_given_for_want_of_memory_is_given_again(serving: Serving) -> None:
+    """It has not seen it, and somebody waits for its answer."""
+    tries: list[int] = []
+
+    def pass_on(_address: int, length: int) -> bool:
+        tries.append(length)
+        if len(tries) < 3:
+            raise MemoryError
+        return True
+
+    with serving(pass_on=pass_on) as (kernel, _):
+        kernel.ask(LOOKUP, 1, b"name\0")
+        until(lambda: len(tries) == 3)
+        kernel.read(2, 1, 0, 1)
+        assert kernel.answer()[0] == 2
+    assert tries == [45] * 3
+
+
 def test_the_loop_ends_when_libfuse_does(serving: Serving) -> None:
     """As where it and the kernel don't understand each other; threads that wait for requests end, too."""
     with serving(pass_on=lambda _address, _length: False) as (kernel, made):
@@ -292,35 +308,97 @@ def test_each_request_has_a_thread_up_to_a_limit(serving: Serving) -> None:
         assert kernel.answer() == (8, 0, b"")
 
 
-def test_a_thread_that_finds_no_memory_leaves_the_work_to_others(serving: Serving, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whether it can't be started, or begins and has no room for requests."""
-    make = mmap.mmap
-    lacking = threading.Event()
+def test_a_thread_that_there_is_no_memory_for_is_started_once_there_is(serving: Serving, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Meanwhile those that there are do the work; nobody waits until one of them has nothing to do."""
+    make, lacking = mmap.mmap, threading.Event()
+    free, under_way = threading.Event(), threading.Semaphore(0)
 
     def mapping(*arguments: int, **options: int) -> object:
         if lacking.is_set():
             raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
         return make(*arguments, **options)
 
+    def read(handle: int, _size: int, _offset: int, give: Give) -> None:
+        if handle == 99:
+            under_way.release()
+            assert free.wait(SECONDS)
+        give([], 0)
+
+    with serving(read) as (kernel, made):
+        monkeypatch.setattr(loop, "_RETRY_SECONDS", 0.01)
+        kernel.read(1, 1, 0, 1)
+        kernel.answer()
+        until(lambda: (made._threads, made._busy) == (2, 0))
+        monkeypatch.setattr(mmap, "mmap", mapping)
+        lacking.set()
+        for unique in (2, 3):
+            kernel.read(unique, 99, 0, 1)
+            assert under_way.acquire(timeout=SECONDS)
+        kernel.read(4, 1, 0, 1)
+        until(lambda: made._short)
+        lacking.clear()
+        assert kernel.answer() == (4, 0, b"")
+        free.set()
+        assert {kernel.answer()[0] for _ in range(2)} == {2, 3}
+
+
+def test_threads_that_end_at_once_leave_as_many_as_are_wanted(serving: Serving) -> None:
+    """Were each to count itself out later than it looked, all would go."""
+    go, under_way = threading.Event(), threading.Semaphore(0)
+
+    def read(handle: int, _size: int, _offset: int, give: Give) -> None:
+        under_way.release()
+        assert go.wait(SECONDS)
+        give([], 0)
+
+    with serving(read, most=64, idle=2) as (kernel, made):
+        for _ in range(5):
+            for unique in range(40):
+                kernel.read(unique, unique, 0, 1)
+                assert under_way.acquire(timeout=SECONDS)
+            go.set()
+            assert {kernel.answer()[0] for _ in range(40)} == set(range(40))
+            until(lambda: made._busy == 0)
+            assert made._threads == 2
+            go.clear()
+
+
+def test_the_loop_ends_though_there_is_no_memory_for_a_while(serving: Serving, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It must not return while somebody may still use the connection."""
+    kill, lacking = signal.pthread_kill, [1, 1, 1]
+
+    def failing(thread: int, number: int) -> None:
+        if lacking:
+            lacking.pop()
+            raise MemoryError
+        kill(thread, number)
+
     with serving() as (kernel, made):
         kernel.read(1, 1, 0, 1)
         kernel.answer()
-        until(lambda: made._busy == 0)
-        monkeypatch.setattr(mmap, "mmap", mapping)
-        lacking.set()
-        for unique in range(2, 30):
-            kernel.read(unique, 1, 0, 1)
-            assert kernel.answer() == (unique, 0, b"")
-        lacking.clear()
+        monkeypatch.setattr(signal, "pthread_kill", failing)
+        made.leave()
+        until(lambda: made._threads == 0)
+        monkeypatch.undo()
+    assert not lacking
+
+
+def test_no_signal_of_others_is_used_to_wake_threads(serving: Serving) -> None:
+    """A program may have any handler, or none, for those: the default action of most would be its end."""
+    taken = {number: signal.getsignal(number) for number in signal.valid_signals()}
+    with serving() as (kernel, _):
+        kernel.read(1, 1, 0, 1)
+        kernel.answer()
+    assert {number: signal.getsignal(number) for number in signal.valid_signals()} == taken
+    assert loop.WAKE >= signal.SIGRTMIN
 
 
 def test_requests_that_cannot_be_taken_end_the_loop_with_the_reason() -> None:
     """As with a descriptor that isn't the kernel's."""
-    reading, writing = os.pipe()
+    folder = os.open("/", os.O_RDONLY)
     try:
-        made = Loop(writing, ThreadCaller(), lambda _address, _length: True, _nothing, lambda _error: errno.EIO, most=2, idle=2)
-        with pytest.raises(OSError, match=os.strerror(errno.EBADF)):
+        made = Loop(folder, ThreadCaller(), lambda _address, _length: True, _nothing, lambda _error: errno.EIO, most=2, idle=2)
+        with pytest.raises(OSError, match=os.strerror(errno.EISDIR)):
             made.run()
     finally:
-        os.close(reading)
-        os.close(writing)
+        os.close(folder)
