@@ -1,4 +1,4 @@
-"""libfuse 2's loop, and the functions of C, made of Python's, by which both bindings' libraries call the handlers.
+"""libfuse's loop, and the functions of C, made of Python's, by which it calls the handlers.
 
 The bindings would make them by ctypes, which has no answer for a call that doesn't reach Python: where there is no memory even for the
 arguments, C gets what lies in the place of the result, and a program a file that ends too early. cffi puts an error there. It also keeps
@@ -39,24 +39,19 @@ def serve(main: Any, table: ctypes.Structure, functions: Mapping[str, Callback],
         table: the binding's `struct fuse_operations`; what isn't among `functions` stays as it is.
         functions: what libfuse may call, by its names.
         mountpoint: a folder.
-        options: libfuse's and the kernel's; see `arguments`.
+        options: libfuse's and the kernel's; True stands for one without a value, False for none.
 
     Raises:
         RuntimeError: libfuse refuses; it has written why to the standard error.
 
     """
     made = fill(table, functions)
-    words = [*arguments(options), b"-f", os.fsencode(mountpoint)]
+    joined = ",".join(name if value is True else f"{name}={value}" for name, value in options.items() if value is not False)
+    words = [b"optfs", b"-f", b"-o", joined.encode(), os.fsencode(mountpoint)]
     status = main(len(words), (ctypes.c_char_p * len(words))(*words), ctypes.byref(table), ctypes.sizeof(table), None)
     del made  # only now: C's functions exist as long as these
     if status:
         raise RuntimeError(f"libfuse ends with {status}")
-
-
-def arguments(options: Mapping[str, object]) -> list[bytes]:
-    """Return options as words of a command: True stands for one without a value, False for none."""
-    joined = ",".join(name if value is True else f"{name}={value}" for name, value in options.items() if value is not False)
-    return [b"optfs", b"-o", joined.encode()]
 
 
 def fill(table: ctypes.Structure, functions: Mapping[str, Callback]) -> list[object]:

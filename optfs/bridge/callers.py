@@ -2,31 +2,19 @@
 
 Rule: only a signal that ends the program ends its wait. Programs get many that mean nothing to a file operation (timers, children that ended,
 Go's own scheduling), and would see EINTR where no disk ever gives it. One that ends a program shows as a pending SIGKILL of each of its threads
-(`complete_signal` in `kernel/signal.c`). The kernel's own word, INTERRUPT, says less, and comes too late where all threads wait: one of them
-would have to read it.
+(`complete_signal` in `kernel/signal.c`). libfuse's own word, `fuse_interrupted`, says less, and comes too late where all its threads wait: one
+of them would have to read it from the kernel.
 
-A `Caller` works in the thread that answers the request: libfuse 2 keeps it by thread, `loop` tells it to a `ThreadCaller`. No locks.
+A `Caller` asks libfuse for what it keeps by thread: it works in a handler, in its own thread. No locks.
 """
 
 import signal
 import sys
-import threading
 from collections.abc import Callable
 from pathlib import Path
 
 Caller = Callable[[], int]
-"""Tells the number of the thread whose request is being answered; 0 where it lies in another namespace. With libfuse 2 it costs a call into C."""
-
-
-class ThreadCaller(threading.local):
-    """A `Caller` that was told: `number` is set by the thread that answers, for each request."""
-
-    number = 0
-
-    def __call__(self) -> int:
-        """Return the number."""
-        return self.number
-
+"""Tells the number of the thread whose request is being answered; 0 where it lies in another namespace. Asked seldom: it costs a call into C."""
 
 _PENDING = ("SigPnd:", "ShdPnd:")  # of the thread, of the program; both hexadecimal, bit n - 1 for signal n
 _KILL = 1 << (signal.SIGKILL - 1)

@@ -10,7 +10,8 @@ from typing import Any
 import fuse
 
 from optfs.bridge import callbacks
-from optfs.bridge.handlers import Core, Handlers, join
+from optfs.bridge.handlers import Core, Handlers
+from optfs.bridge.structs import join
 
 MAX_BACKGROUND = 256
 """Requests of the kernel's readahead under way at once, of 128 KiB; the kernel's own 12 leave a network's bandwidth unused.
@@ -51,15 +52,9 @@ class Fuse2(Handlers):
 
     def read(self, _path: int, buffer: int, size: int, offset: int, info: int) -> int:
         """Copy bytes into libfuse's memory."""
-        done = 0
-
-        def give(views: list[memoryview], length: int) -> None:
-            nonlocal done
-            join(views, length, buffer)
-            done = length
-
-        self.hand_over(self._info(info).fh, size, offset, give)
-        return done
+        views, length = self.bytes_of(size, offset, info)
+        join(views, buffer)
+        return length
 
     def readdir(self, _path: int, buffer: int, filler: int, offset: int, info: int) -> int:
         """Fill with types and inode numbers."""

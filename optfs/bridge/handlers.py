@@ -3,11 +3,11 @@
 `Handlers` has what both have in common; `fuse3` and `fuse2` add what differs. Pointers arrive as numbers, since most are only passed on.
 
 Rules: a handler returns 0 or a number of bytes, or raises; `functions` turns an exception into a negative errno and never lets one through to C.
-A read's bytes go from the reading layer's memory to the kernel, by libfuse 2 copied once. Everything that would change something is
+A read's bytes go from the reading layer's memory into what libfuse writes to the kernel, copied once. Everything that would change something is
 EROFS, although the kernel itself refuses most of it on a read-only mount. `flush`, `access`, `fsync` aren't offered: libfuse then tells
 the kernel once not to ask. libfuse gives no path where there is a handle (`nullpath_ok`), which spares it the making of one.
 
-Threads: called from many at once, of libfuse's or of `loop`. `_folders` is a dict whose single operations are atomic; one folder handle
+Threads: libfuse calls from threads of its own, many at once. `_folders` is a dict whose single operations are atomic; one folder handle
 is used by one call at a time (the kernel holds the folder's position lock).
 """
 
@@ -21,7 +21,7 @@ from optfs.bridge.callbacks import Callback
 from optfs.bridge.callers import Caller, killed
 from optfs.bridge.errnos import ErrorReporter
 from optfs.bridge.kernel_cache import KernelCache
-from optfs.bridge.structs import StatLayout, writable
+from optfs.bridge.structs import StatLayout
 from optfs.errors import Abandoned, VersionGone
 from optfs.filesystem import BLOCK_SIZE, NAME_MAX, Attributes, FileSystem
 from optfs.values import decode_name, encode_name
@@ -33,7 +33,7 @@ REFUSED = (
 """Operations that change something, by libfuse's names."""
 
 ANSWERED = (
-    *("getattr", "fgetattr", "readlink", "open", "read", "release", "statfs", "getxattr", "listxattr"),
+    *("getattr", "fgetattr", "readlink", "open", "read", "read_buf", "release", "statfs", "getxattr", "listxattr"),
     *("opendir", "readdir", "releasedir", "init"),
 )
 
@@ -54,12 +54,12 @@ class Core:
     """State of one mount that handlers share."""
 
     def __init__(self, filesystem: FileSystem, kernel: KernelCache, reporter: ErrorReporter, started: Callable[[], None]) -> None:
-        """Join the parts; `started` is called in a handler once the kernel has opened the connection."""
+        """Join the parts; `started` is called by libfuse's thread once the kernel has opened the connection."""
         self.filesystem = filesystem
         self.kernel = kernel
         self.reporter = reporter
         self.started = started
-        # Set by the binding before `started` is called: asks the loop to end, libfuse 2's after its next request, and not once it has ended.
+        # Set by the binding before `started` is called: asks libfuse's loop to end after its next request. Not to be called once it has ended.
         self.leave: Callable[[], object] = lambda: None
         # Set as `leave` is: the descriptor by which libfuse speaks with the kernel; None where it isn't known.
         self.connection: int | None = None
@@ -150,20 +150,16 @@ class Handlers:
         fi.direct_io = mode.direct_io
         return 0
 
-    def hand_over(self, handle: int, size: int, offset: int, give: Callable[[list[memoryview], int], object]) -> None:
-        """Call `give` with bytes of an open file's pinned version, and how many they are: fewer than `size` only where the file ends.
-
-        Until `give` returns, the read counts as under way.
-        """
-        core = self.core
+    def bytes_of(self, size: int, offset: int, info: int) -> tuple[list[memoryview], int]:
+        """Return bytes of an open file's pinned version, and how many they are: fewer than `size` only where the file ends."""
+        core, handle = self.core, self._info(info).fh
         kernel = core.kernel
         try:
             if kernel.begin_read(handle, offset + size):
                 views = core.filesystem.read(handle, offset, size)
                 length = sum(map(len, views))
                 if not kernel.misread(handle, offset + length, short=length < size):
-                    give(views, length)
-                    return
+                    return views, length
         except Abandoned:
             if killed(self.caller):
                 raise
@@ -253,15 +249,6 @@ def _name(address: int) -> str:
 def refuse(*_arguments: int) -> int:
     """Answer what would change something."""
     return -errno.EROFS
-
-
-def join(views: list[memoryview], length: int, buffer: int) -> None:
-    """Copy pieces, `length` bytes in all, to memory of C's, one behind the other."""
-    at, target = 0, writable(buffer, length)
-    for view in views:
-        end = at + len(view)
-        target[at:end] = view
-        at = end
 
 
 def _copy(data: bytes, buffer: int, size: int) -> int:

@@ -1,12 +1,12 @@
 """One mount from its beginning to its end: checks, options, the thread that libfuse runs in, readiness, and stopping.
 
-The loop (libfuse's own, or `loop`) runs in a thread of its own, and `Session.run` waits in the caller's. So Python's signal handlers run at once (the
+libfuse's loop runs in a thread of its own, and `Session.run` waits in the caller's. So Python's signal handlers run at once (the
 interpreter runs them in the main thread only), and neither the bindings, which reset SIGINT in the main thread only, nor libfuse, which
 replaces default handlers only, take them away: install handlers for SIGINT, SIGTERM and SIGHUP before `run`.
 
 A mount is in one of these states: not begun; started (the kernel has opened the connection); ended. `stop` may be called in any of them, by
 any thread; one that comes before the mount is ready is remembered, and `run` undoes what it has begun instead of calling it ready. A mount that
-is in use is left by the loop, and libfuse closes the connection: its users get ENOTCONN, and `run` returns. What is unmounted by path is only ever
+is in use is left by libfuse's loop, which closes the connection: its users get ENOTCONN, and `run` returns. What is unmounted by path is only ever
 this mount: one that was unmounted lazily, or covered, ends in the same way, and leaves alone what is at its path by now.
 """
 
@@ -207,11 +207,10 @@ class Session:
     def _wake_loop(self) -> None:
         """Let the loop look whether it is to end; libfuse then unmounts lazily.
 
-        `loop.Loop` looks by itself. libfuse 2's waits in sem_wait, which any signal with a handler interrupts. A request to our own mount
-        would do it, too, but where all handlers are busy, its sender could neither be answered nor killed; and to have a child send it takes
-        descriptors.
+        The loop's thread waits in sem_wait, which any signal with a handler interrupts. A request to our own mount would do it, too, but
+        where all handlers are busy, its sender could neither be answered nor killed; and to have a child send it takes descriptors.
         """
-        thread = self._loop if self._options.binding == "fuse2" else None
+        thread = self._loop
         if thread is not None and thread.is_alive() and thread.ident is not None:
             signal.pthread_kill(thread.ident, signal.SIGHUP)  # handled by us, or else by libfuse
 
@@ -327,7 +326,7 @@ def _is_closed(connection: int) -> bool:
 
 
 def _prepare_cancelling() -> None:
-    """Load what glibc loads at the first pthread_cancel, by which libfuse 2's loop ends: it aborts the process that has no descriptor for it."""
+    """Load what glibc loads at the first pthread_cancel, by which libfuse's loop ends: it aborts the process that has no descriptor for it."""
     with contextlib.suppress(OSError):  # other libraries than glibc do without
         ctypes.CDLL("libgcc_s.so.1")
 

@@ -1,6 +1,6 @@
 """Tells a stream from random reads, for one open file, and how far ahead of a stream to fetch. Pure.
 
-A stream is a run `[origin, frontier)` of reads each of which begins where one before it ended. The kernel's readahead and the threads that serve it
+A stream is a run `[origin, frontier)` of reads each of which begins where one before it ended. The kernel's readahead and libfuse's threads
 deliver requests out of order, so a read that begins a little beyond the frontier is kept as an interval of its own (`_gaps`) until the gap is
 filled; too many intervals mean strides, not a stream.
 

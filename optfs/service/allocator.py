@@ -24,7 +24,7 @@ _M_ARENA_MAX = -8
 
 _SETTINGS = {
     _M_ARENA_MAX: 2,
-    _M_MMAP_THRESHOLD: MiB + 4096,  # pieces of files are below, libfuse 2's buffers for requests too; blocks aren't malloc's (`buffers`)
+    _M_MMAP_THRESHOLD: MiB + 4096,  # an answer's 1 MiB is below, libfuse's buffer for requests (that and a page), never filled, isn't
     _M_TRIM_THRESHOLD: 8 * MiB,  # free memory at each arena's end that is kept; 16 and 32 saved no more
 }
 

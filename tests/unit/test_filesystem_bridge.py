@@ -18,7 +18,7 @@ from optfs.bridge import handlers as bridge_handlers
 from optfs.bridge.errnos import ErrorReporter
 from optfs.bridge.handlers import REFUSED, Core, Handlers
 from optfs.bridge.kernel_cache import TAKEN_SECONDS, KernelCache
-from optfs.bridge.structs import StatLayout
+from optfs.bridge.structs import UNLOCKED, StatLayout, join
 from optfs.filesystem import Attributes
 
 
@@ -259,6 +259,19 @@ def test_times_are_shown_to_the_microsecond_that_the_listing_tells(text: str, na
     assert (shown.st_mtimespec.tv_sec, shown.st_mtimespec.tv_nsec) == (1_763_000_000, nanos)
 
 
+@pytest.mark.parametrize("lengths", [[], [0], [1, 0, 5], [UNLOCKED - 1, UNLOCKED, 3], [UNLOCKED + 1, 2 * UNLOCKED]], ids=str)
+def test_pieces_are_copied_one_behind_the_other(lengths: list[int]) -> None:
+    """Long and short ones, and parts of one buffer; nothing is written behind them."""
+    whole = os.urandom(sum(lengths) + 1)
+    views, at = [], 0
+    for length in lengths:
+        views.append(memoryview(whole).toreadonly()[at : at + length])
+        at += length
+    target = ctypes.create_string_buffer(b"x" * (at + 2), at + 2)
+    join(views, ctypes.addressof(target))
+    assert target.raw == whole[:at] + b"xx"
+
+
 def test_attributes_are_packed_where_c_expects_them() -> None:
     """Through each binding's own structure, times included."""
     attributes = Attributes(stat.S_IFREG | 0o444, 5_000_000_000, 1_700_000_000.25, 2**62, 1, 9_765_625, 7, 8, "v")
@@ -303,26 +316,20 @@ def test_an_open_that_finds_no_memory_is_closed_again(lacking: str, monkeypatch:
     assert not handlers.core.kernel.opened("/f", "2", 10, 8).direct_io
 
 
-def _read(handlers: Handlers, size: int, offset: int) -> int:
-    """Return how many bytes an open file's handle, 7, gives."""
-    given: list[int] = []
-    handlers.hand_over(7, size, offset, lambda _views, length: given.append(length))
-    return given[0]
-
-
 def test_a_read_that_ends_where_the_kernel_knows_a_longer_version_fails() -> None:
     """The kernel would fill up with zeros to the newer version's size."""
     clock = Clock()
     handlers = _handlers(SimpleNamespace(read=lambda _handle, _offset, size: [memoryview(b"0123456789")[:size]]), clock)
     handlers.core.kernel.opened("/f", "1", 10, 7)
-    assert _read(handlers, 20, 0) == 10
+    info = _Info(fh=7)
+    assert handlers.bytes_of(20, 0, ctypes.addressof(info))[1] == 10
     handlers.core.kernel.told("/f", "2", 15, lambda: 0)
     with pytest.raises(errors.VersionGone):  # too soon
-        _read(handlers, 5, 0)
+        handlers.bytes_of(5, 0, ctypes.addressof(info))
     clock.now += 1
-    assert _read(handlers, 10, 0) == 10
+    assert handlers.bytes_of(10, 0, ctypes.addressof(info))[1] == 10
     with pytest.raises(errors.VersionGone):
-        _read(handlers, 20, 0)
+        handlers.bytes_of(20, 0, ctypes.addressof(info))
 
 
 def test_a_read_that_waits_for_what_a_shorter_version_lacks_gives_up() -> None:
@@ -341,9 +348,10 @@ def test_a_read_that_waits_for_what_a_shorter_version_lacks_gives_up() -> None:
     handlers = _handlers(filesystem)
     kernel = handlers.core.kernel
     kernel.opened("/f", "1", 10, 7)
+    info = _Info(fh=7)
     for offset in (2, 3):
         with pytest.raises(errors.VersionGone):
-            _read(handlers, 8, offset)
+            handlers.bytes_of(8, offset, ctypes.addressof(info))
     assert asked == [2]
 
 
@@ -357,4 +365,4 @@ def test_a_read_of_a_program_that_is_killed_gives_up_as_such(monkeypatch: pytest
     handlers.core.kernel.opened("/f", "1", 10, 7)
     monkeypatch.setattr(bridge_handlers, "killed", lambda _caller: True)
     with pytest.raises(errors.Abandoned):
-        _read(handlers, 8, 0)
+        handlers.bytes_of(8, 0, ctypes.addressof(_Info(fh=7)))
