@@ -61,7 +61,7 @@ class StatLayout:
 
 _ffi = cffi.FFI()
 _ffi.cdef("void *memcpy(void *, const void *, size_t);")
-_memcpy: Any = _ffi.dlopen(None).memcpy
+_c: Any = _ffi.dlopen(None)
 
 
 def join(views: list[memoryview], buffer: int) -> None:
@@ -73,5 +73,5 @@ def join(views: list[memoryview], buffer: int) -> None:
         if size < UNLOCKED:
             _ffi.memmove(target, view, size)
         else:
-            _memcpy(target, _ffi.from_buffer(view), size)
+            _c.memcpy(target, _ffi.from_buffer(view), size)
         at += size
