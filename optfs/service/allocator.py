@@ -3,10 +3,10 @@
 glibc gives each thread an arena of its own, and what one frees another can't use: 24 fetching threads with buffers of mixed sizes held
 210 MiB of resident memory, 120 MiB with two arenas.
 
-By itself it also gives freed memory back to the system, which clears new pages for the next buffer: 1 GiB in one stream met 75,000 to
-105,000 page faults. So some is kept: the stream meets 38,000, with the cache 50,000 to 80,000. But a buffer of a whole block is mapped and
-unmapped by itself (`reading.blocks` keeps spare ones): among smaller ones it left holes, and 64 readers with a `--memory` of 256 MiB took
-397 to 447 MiB, now 337 to 391. Elsewhere (musl, macOS) there is nothing to set.
+By itself it also gives freed memory back to the system, which clears new pages for the next answer of 1 MiB: a stream of 1 GiB met 75,000 to
+105,000 page faults. So some is kept. Longer buffers, blocks among them, are mappings of their own (`buffers`; `reading.blocks` keeps spare ones): among
+smaller ones they left holes, and 64 readers with a `--memory` of 256 MiB took 397 to 447 MiB. Now eight streams meet 5,000 page faults, and 64
+readers take 315 to 330 MiB. Elsewhere (musl, macOS) there is nothing to set.
 
 A core file would hold the token and credentials, so none is written. `PR_SET_DUMPABLE` would do the same, but it takes /proc/self away from a
 process that isn't root's, which tools of the user's own need.
