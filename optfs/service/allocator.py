@@ -6,7 +6,7 @@ glibc gives each thread an arena of its own, and what one frees another can't us
 By itself it also gives freed memory back to the system, which clears new pages for the next answer of 1 MiB: a stream of 1 GiB met 75,000 to
 105,000 page faults. So some is kept. Longer buffers, blocks among them, are mappings of their own (`buffers`; `reading.blocks` keeps spare ones): among
 smaller ones they left holes, and 64 readers with a `--memory` of 256 MiB took 397 to 447 MiB. Now eight streams meet 5,000 page faults, and 64
-readers take 315 to 330 MiB. Elsewhere (musl, macOS) there is nothing to set.
+readers take 308 to 321 MiB. Elsewhere (musl, macOS) there is nothing to set.
 
 A core file would hold the token and credentials, so none is written. `PR_SET_DUMPABLE` would do the same, but it takes /proc/self away from a
 process that isn't root's, which tools of the user's own need.
