@@ -76,6 +76,19 @@ def test_files_that_no_row_knows_go(folder: Folder, index: BlockIndex) -> None:
     assert [folder.stat(name) is not None for name in NAMES] == [True, False, False, False]
 
 
+def test_a_write_that_ends_for_want_of_memory_leaves_nothing(folder: Folder) -> None:
+    """A temporary file would keep the block from being written for a minute."""
+
+    def pieces() -> Iterator[tuple[int, bytes]]:
+        yield 1, b"data"
+        raise MemoryError
+
+    with pytest.raises(MemoryError):
+        folder.write(NAMES[0], pieces(), NOW)
+    assert [path.name for path in folder.path.rglob(NAMES[0] + "*")] == []
+    assert folder.write(NAMES[0], [(0, b"x")], NOW)
+
+
 def test_a_loss_is_not_forgotten_while_another_mount_writes_the_block(folder: Folder, index: BlockIndex, tmp_path: Path) -> None:
     """Its row is that one's promise of room."""
     add(folder, index, NAMES[0], NOW, file=False)
