@@ -35,6 +35,20 @@ def test_a_buffer_is_viewed_as_long_as_a_view_or_a_part_of_one_lives(length: int
     assert (len(buffer), buffer[-1]) == (length, 7)
 
 
+@pytest.mark.parametrize(("length", "asks"), [(LONG, False), (HUGE - 1, False), (HUGE, True)])
+def test_a_buffer_that_has_room_for_huge_pages_asks_for_them(length: int, asks: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A shorter one has no use for them."""
+    advice: list[int] = []
+
+    class Mapping(mmap.mmap):
+        def madvise(self, *arguments: int) -> None:
+            advice.extend(arguments)
+
+    monkeypatch.setattr(mmap, "mmap", Mapping)
+    allocate(length)
+    assert advice == ([mmap.MADV_HUGEPAGE] if asks else [])
+
+
 def test_where_the_system_has_no_memory_that_is_what_is_raised(monkeypatch: pytest.MonkeyPatch) -> None:
     """The same as for a short buffer."""
 
