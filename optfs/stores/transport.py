@@ -23,7 +23,7 @@ from optfs.stores.network import find_proxy, safe_server, tls_context
 from optfs.stores.receiver import NETWORK_ERRORS, Receiver
 from optfs.values import Deadline
 
-CONNECTIONS = 32  # kept alive: the 24 threads that fetch, and some of those that list
+CONNECTIONS = 48  # kept alive: the 36 threads that fetch, and some of those that list
 
 
 class Transport(Receiver):

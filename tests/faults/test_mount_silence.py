@@ -16,7 +16,7 @@ from tests.support.mounting import LIMIT, eventually
 
 SMALL = random.Random(1).randbytes(100_001)
 LARGE = random.Random(2).randbytes(3_000_001)
-CONNECTIONS = 20  # some fewer than `composition.THREADS`
+CONNECTIONS = 30  # some fewer than `composition.THREADS`
 CACHED, FREE = "type=a/date=2026-11-01/event=cached/part-0", "type=b/date=2026-11-01/event=free/part-0"
 STUCK = [f"type=a/date=2026-11-01/event=stuck{number}/part-0" for number in range(200)]
 
