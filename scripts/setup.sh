@@ -13,7 +13,8 @@ as_root() {
         sudo "$@"
     else
         say "needs root for: $*"
-        say "ask an administrator to run it, then try again"
+        say "ask an administrator to run this, then try again: apt-get update && apt-get install" \
+            "fuse3 $(first_known libfuse3-3 libfuse3-4) $(first_known libfuse2 libfuse2t64) python3-venv"
         exit 1
     fi
 }

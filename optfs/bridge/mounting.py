@@ -134,6 +134,7 @@ class Session:
             thread.start()
             self._changed.wait(_START_SECONDS)
         if not self._started.is_set():
+            check_mountpoint(self._mountpoint)  # somebody may have mounted there meanwhile
             raise MountError(_refusal(self._mountpoint, said.text, self._error))
         if said.text:  # what other threads logged meanwhile
             os.write(2, said.text.encode())

@@ -52,7 +52,7 @@ def source_and_point(words: tuple[str, ...], options: dict[str, str | None]) -> 
 
 @click.command("mount")
 @click.argument("words", nargs=-1, required=True, metavar="[SOURCE] MOUNTPOINT")
-@click.option("--foreground", "-f", is_flag=True, help="Stay in front; ctrl-C unmounts.")
+@click.option("--foreground", "-f", is_flag=True, help="Stay in front; ctrl-C, or the end of the terminal, unmounts.")
 @click.option("-o", "mount_options", multiple=True, metavar="OPT[=VALUE],…", help="Settings as mount(8) and fstab write them.")
 @settings
 def command(words: tuple[str, ...], foreground: bool, mount_options: tuple[str, ...], **options: str | None) -> int:

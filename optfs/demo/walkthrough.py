@@ -259,7 +259,7 @@ def _environment(services: Services, scratch: Path) -> dict[str, str]:
 
 def _optfs(arguments: list[str], environment: dict[str, str], output: Path | None = None) -> subprocess.CompletedProcess[str]:
     """Run a command of optfs to its end, with its output to a file or captured."""
-    program = [sys.executable, "-c", "import sys; from optfs.cli import main; sys.exit(main())", *arguments]
+    program = [sys.executable, "-P", "-m", "optfs", *arguments]  # -P: nothing of the current folder, which may hold one called optfs
     if output is None:
         return subprocess.run(program, env=environment, capture_output=True, text=True, timeout=MOUNT_TIMEOUT, check=False)  # noqa: S603 - fixed words
     with output.open("wb") as log:

@@ -48,6 +48,21 @@ def runtime_folder() -> Path:
     return Path.home() / ".cache" / "optfs" / "run"
 
 
+def own_folder(folder: Path) -> None:
+    """Make the folder, or see that it is ours alone.
+
+    Raises:
+        OSError: it can't be made, or is another's.
+
+    """
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    found = folder.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid():
+        raise PermissionError(errno.EPERM, "the folder belongs to somebody else")
+    if stat.S_IMODE(found.st_mode) != 0o700:
+        folder.chmod(0o700)
+
+
 def socket_name(mountpoint: Path) -> str:
     """Return the name of a mount point's socket."""
     return hashlib.sha256(os.fsencode(mountpoint)).hexdigest()[:24] + ".sock"
@@ -69,7 +84,7 @@ class ControlServer:
     def start(self) -> bool:
         """Listen; without a usable folder the mount works all the same, `optfs status` just doesn't see it. Return whether it listens."""
         try:
-            _own_folder(self._folder)
+            own_folder(self._folder)
             server = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
             with _short(self._path) as name:
                 self._path.unlink(missing_ok=True)  # of a mount that was killed, or unmounted lazily
@@ -262,13 +277,3 @@ def _short(path: Path) -> Iterator[str]:
         yield f"/proc/self/fd/{descriptor}/{path.name}"
     finally:
         os.close(descriptor)
-
-
-def _own_folder(folder: Path) -> None:
-    """Make the folder, or see that it is ours alone."""
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    found = folder.lstat()
-    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid():
-        raise PermissionError(errno.EPERM, "the folder belongs to somebody else")
-    if stat.S_IMODE(found.st_mode) != 0o700:
-        folder.chmod(0o700)

@@ -22,7 +22,7 @@ from types import FrameType
 from optfs.bridge import bindings, mounting, mounts
 from optfs.config import Config
 from optfs.errors import ConfigError
-from optfs.service import allocator, logs, report
+from optfs.service import allocator, logs, report, turns
 from optfs.service.composition import Mount
 from optfs.service.control import ControlServer, ask_mount
 from optfs.service.providers import connect
@@ -186,20 +186,22 @@ def _serve(session: mounting.Session, ready: Callable[[], None], signals: Signal
     """
     failures: list[BaseException] = []
     usable = threading.Event()
-
-    def announce() -> None:
-        ready()
-        usable.set()
+    asked = threading.Event()
 
     def serve() -> None:
         try:
-            session.run(announce)
+            with turns.turn(asked) as end_turn:
+
+                def announce() -> None:
+                    end_turn()
+                    ready()
+                    usable.set()
+
+                session.run(announce)
         except BaseException as error:  # noqa: BLE001 - raised again in the main thread
             failures.append(error)
         finally:
             signals.wake()
-
-    asked = threading.Event()
 
     def stop() -> None:
         asked.wait()
@@ -216,6 +218,8 @@ def _serve(session: mounting.Session, ready: Callable[[], None], signals: Signal
             thread.join(1.0)
             continue
         ending = next((number for number in arrived if number in ENDING), None)
+        if signal.SIGHUP in arrived and asked_at is None and signals.hung_up():  # once: `Session.stop` sends it, too
+            ending = ending or signal.SIGHUP
         if asked_at is not None and (ending or time.monotonic() >= asked_at + STOP_LIMIT):
             logger.warning("the mount is in use and is left to its users' end")
             os._exit(128 + early if early else 1 if ending else 0)

@@ -5,10 +5,12 @@ only signals that have the default action, leaves them alone; the interpreter wr
 Children get the default actions back when they are started.
 
 SIGINT and SIGTERM ask for the end, and so do others that end a program and that people send: unhandled, they would leave a dead mount point.
-SIGHUP does nothing, as log files that were moved away are noticed without it.
+SIGHUP asks for it where it tells that the terminal is gone (`Signals.hung_up`): who sends it else means log files that were moved away, which
+are noticed without it.
 """
 
 import contextlib
+import errno
 import os
 import select
 import signal
@@ -24,6 +26,15 @@ def _exist(_number: int, _frame: FrameType | None) -> None:
     """Do nothing."""
 
 
+def has_terminal() -> bool:
+    """Tell whether this process has a terminal that controls it."""
+    try:
+        os.close(os.open("/dev/tty", os.O_RDONLY | os.O_NOCTTY | os.O_NONBLOCK))
+    except OSError as error:
+        return error.errno in {errno.EMFILE, errno.ENFILE, errno.EACCES}  # which say nothing about it
+    return True
+
+
 class Signals:
     """Waits for signals, and for `wake` from other threads. Main thread only, but for `wake`."""
 
@@ -32,6 +43,7 @@ class Signals:
         self._reading, self._writing = os.pipe()
         os.set_blocking(self._reading, False)
         os.set_blocking(self._writing, False)
+        self._terminal = signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN and has_terminal()  # SIG_IGN: nohup(1)
         self._before = {number: signal.signal(number, _exist) for number in (*ENDING, signal.SIGHUP)}
         self._wakeup_before = signal.set_wakeup_fd(self._writing, warn_on_full_buffer=False)
 
@@ -43,6 +55,10 @@ class Signals:
         with contextlib.suppress(BlockingIOError):
             return list(os.read(self._reading, 256))
         return []
+
+    def hung_up(self) -> bool:
+        """Tell whether there was a terminal at first, and is none any more. Any thread."""
+        return self._terminal and not has_terminal()
 
     def wake(self) -> None:
         """Let `wait` return with WAKE. Any thread."""

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import pty
 import resource
 import shutil
 import signal
@@ -157,6 +158,20 @@ def test_mounting_twice_is_refused_with_one_line(machine: Machine) -> None:
     assert machine.file.read_bytes() == DATA
 
 
+@pytest.mark.parametrize("binding", ["fuse3", "fuse2"])
+def test_of_many_that_start_at_once_one_mounts(machine: Machine, binding: str) -> None:
+    """Root's would lie one upon the other, and `umount` would take away the upper one."""
+    require(binding)
+    for _ in range(3):
+        with ThreadPoolExecutor(4) as starters:
+            done = list(starters.map(lambda _: machine.optfs("mount", "--binding", binding, machine.point), range(4)))
+        assert sorted(each.returncode for each in done) == [0, 5, 5, 5]
+        assert all(each.stderr.count("\n") == 1 and "is already mounted by optfs" in each.stderr for each in done if each.returncode)
+        assert machine.file.read_bytes() == DATA
+        assert machine.optfs("umount", machine.point).returncode == 0
+        assert mounts.find(machine.point) is None
+
+
 def test_a_mount_point_given_by_a_link_is_known_by_it(machine: Machine) -> None:
     """To `mount`, which refuses a second one there, `status` and `umount`."""
     link = machine.point.with_name("link")
@@ -243,6 +258,28 @@ def test_a_signal_unmounts_and_ends_the_process_with_0(machine: Machine, number:
             process.send_signal(signal.SIGHUP)
             assert machine.file.read_bytes() == DATA
             process.send_signal(signal.Signals[number])
+            assert process.wait(30) == 0
+        finally:
+            process.kill()
+    assert mounts.find(machine.point) is None
+
+
+@pytest.mark.parametrize("nohup", [False, True])
+def test_the_end_of_its_terminal_unmounts_what_stays_in_front(machine: Machine, nohup: bool) -> None:
+    """Unless it was started by nohup(1)."""
+    prepared = ["sh", "-c", 'trap "" HUP; exec "$@"', "sh"] if nohup else []
+    line = ["setsid", "--ctty", *prepared, sys.executable, "-m", "optfs", "mount", "--foreground", str(machine.point)]
+    ours, theirs = pty.openpty()
+    with subprocess.Popen(line, env=machine.environment, stdin=theirs, stdout=theirs, stderr=theirs) as process:
+        try:
+            os.close(theirs)
+            eventually(lambda: mounts.find(machine.point) is not None and machine.file.exists(), "mounted")
+            os.close(ours)
+            if nohup:
+                with pytest.raises(subprocess.TimeoutExpired):
+                    process.wait(1)
+                assert machine.file.read_bytes() == DATA
+                process.terminate()
             assert process.wait(30) == 0
         finally:
             process.kill()

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+import optfs
 from optfs.bridge import mounts
 from optfs.demo import walkthrough
 from optfs.demo.export import Plan, parts
@@ -201,3 +202,12 @@ def test_a_wrong_answer_fails(commands: Commands, lost: str, tmp_path: Path) -> 
         walkthrough.show(5, lambda _line: None)
     assert commands.ran[-1] == "umount"
     assert list(tmp_path.iterdir()) == []
+
+
+def test_its_commands_import_nothing_from_the_current_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which may be the one that the clone lies in, or one with a stranger's files."""
+    (tmp_path / "optfs").mkdir()
+    (tmp_path / "optfs" / "__init__.py").write_text("raise SystemExit('this was run')\n")
+    monkeypatch.chdir(tmp_path)
+    done = walkthrough._optfs(["--version"], dict(os.environ))
+    assert (done.returncode, done.stdout) == (0, f"optfs, version {optfs.__version__}\n"), done.stderr
