@@ -12,8 +12,10 @@
     │   ├── NotRenewed              the credential has expired; also a ServiceUnavailable, as trying again may help
     │   ├── CredentialRejected      a store refused a credential: renewing it may help
     │   └── AccessDenied            a store refused the request, and a new credential would not help
+    │       └── ReadDenied          a read of what a listing showed, which may be gone
     ├── ServiceError                EIO                                       mount exits with 4
     │   ├── ServiceUnavailable      network, 5xx or throttling: trying again may help
+    │   ├── RequestRefused          the Authentication API has no credentials for this account and provider
     │   └── InvalidResponse         an answer that makes no sense (HTML from a proxy, a wrong Content-Range)
     ├── OutOfMemory                 ENOMEM: the mount finds no memory for what was asked
     ├── DeadlineExceeded            ETIMEDOUT: an operation took longer than --timeout     mount exits with 4
@@ -83,6 +85,10 @@ class AccessDenied(AccessError):
     """A store refused the request (403) with a credential that it accepts."""
 
 
+class ReadDenied(AccessDenied):
+    """A store refused a read (403): the object is closed to us, or is gone and the store doesn't say so to everybody."""
+
+
 class ServiceError(OptfsError):
     """The service failed."""
 
@@ -98,6 +104,10 @@ class ServiceUnavailable(ServiceError):
     def __init__(self, message: str, *, detail: str = "", retry_after: float | None = None) -> None:
         super().__init__(message, detail=detail)
         self.retry_after = retry_after
+
+
+class RequestRefused(ServiceError):
+    """The Authentication API refused a request as such (400)."""
 
 
 class NotRenewed(AccessError, ServiceUnavailable):

@@ -50,6 +50,8 @@ _LEAVE_SECONDS = 3.0  # for handlers that wait for the network; then the mount i
 
 _START_SECONDS = 30.0  # until libfuse has mounted or has failed: one system call, or one helper
 
+_NEEDED = frozenset({"/", "/dev", "/etc", "/lib", "/run", "/usr", "/bin", "/sbin"})
+
 _FUSE = os.makedev(10, 229)  # /dev/fuse, admin-guide/devices.txt
 
 
@@ -134,7 +136,7 @@ class Session:
             thread.start()
             self._changed.wait(_START_SECONDS)
         if not self._started.is_set():
-            check_mountpoint(self._mountpoint)  # somebody may have mounted there meanwhile
+            self._undo()
             raise MountError(_refusal(self._mountpoint, said.text, self._error))
         if said.text:  # what other threads logged meanwhile
             os.write(2, said.text.encode())
@@ -175,6 +177,20 @@ class Session:
         if not self._is_in_place():
             self._unmount_elsewhere()
             self._sever()
+
+    def _undo(self) -> None:
+        """Take away what is mounted of a start that failed.
+
+        Raises:
+            MountError: somebody else has mounted there meanwhile.
+
+        """
+        if self._ended.is_set():  # libfuse has said why, and has undone it
+            check_mountpoint(self._mountpoint)
+            return
+        with contextlib.suppress(MountError):
+            if mounts.find(self._mountpoint) is not None:
+                mounts.unmount(self._mountpoint, lazy=True)
 
     def _unmount_elsewhere(self) -> None:
         """Unmount this mount where it was moved to, as with a folder above it."""
@@ -276,7 +292,7 @@ def check_mountpoint(mountpoint: str) -> None:
     """Look whether the mount point can be used.
 
     Raises:
-        ConfigError: it is missing, no folder, all of the machine's files, or can't be looked at.
+        ConfigError: it is missing, no folder, one that the machine needs, or can't be looked at.
         MountError: it is dead, or in a dead mount; already an optfs mount; or not writable for an ordinary user.
 
     """
@@ -296,8 +312,8 @@ def check_mountpoint(mountpoint: str) -> None:
         raise ConfigError(f"{mountpoint} can't be looked at: {error.strerror}") from None
     if not stat.S_ISDIR(mode):
         raise ConfigError(f"{mountpoint} isn't a folder; mount at one")
-    if mountpoint == "/":
-        raise ConfigError("a mount at / would hide all files of the machine; mount at a folder of its own")
+    if mountpoint in _NEEDED or path.is_relative_to("/proc") or path.is_relative_to("/sys"):
+        raise ConfigError(f"a mount at {mountpoint} would hide what the machine needs; mount at a folder of its own")
     if os.geteuid() != 0 and not os.access(path, os.W_OK):
         raise MountError(f"{mountpoint} isn't writable for you, which FUSE asks of a mount point; mount at a folder of your own")
 

@@ -170,7 +170,7 @@ def _commands(path: str, *, lazy: bool) -> Iterable[list[str]]:
 
 
 def _search_path() -> str:
-    return os.pathsep.join([os.environ.get("PATH", os.defpath), "/sbin", "/usr/sbin"])
+    return os.pathsep.join([os.environ.get("PATH", os.defpath), "/sbin", "/usr/sbin", "/bin", "/usr/bin"])
 
 
 def _environment() -> dict[str, str]:

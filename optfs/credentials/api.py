@@ -37,7 +37,17 @@ import urllib3.exceptions
 from optfs.credentials.overlap import first_answer
 from optfs.credentials.protocol import AwsCredential, GcpCredential, Grant
 from optfs.credentials.watch import Watch
-from optfs.errors import AccessError, ConfigError, InvalidResponse, NoExport, OptfsError, ServiceError, ServiceUnavailable, TokenRefused
+from optfs.errors import (
+    AccessError,
+    ConfigError,
+    InvalidResponse,
+    NoExport,
+    OptfsError,
+    RequestRefused,
+    ServiceError,
+    ServiceUnavailable,
+    TokenRefused,
+)
 from optfs.headers import parse_retry_after
 from optfs.units import is_account, parse_url
 from optfs.values import AccountRoot, Clock, Deadline, KiB, Provider
@@ -169,7 +179,7 @@ class ApiClient:
         for number in range(TRIES):
             if failure is not None:
                 asked = failure.retry_after if isinstance(failure, ServiceUnavailable) else None
-                wait = asked if asked is not None else FIRST_PAUSE * 2 ** (number - 1) * self._dice.uniform(0.5, 1.0)
+                wait = max(FIRST_PAUSE * 2 ** (number - 1) * self._dice.uniform(0.5, 1.0), asked or 0.0)
                 longest = LONGEST_ASKED if self._granted else math.inf
                 if wait > longest or wait >= deadline.remaining() or self._pause(wait):
                     raise failure
@@ -236,16 +246,16 @@ class ApiClient:
 
     def _refusal(self, response: requests.Response, body: bytes, token: str) -> OptfsError:
         status = response.status_code
-        said = {name: text.replace(token, "***") for name, text in _error_fields(body).items()}
+        said = _error_fields(body, token)
         detail = f"status {status}, code {said.get('code', '-')}, uuid {said.get('uuid', '-')}"
         message = said.get("message", "")
         if status in (401, 403):
             return TokenRefused("the personal access token was refused; make a new one in Optimizely's profile settings", detail=detail)
-        if status == 404:
+        if status in (404, 410):
             return NoExport("this account has no export there; check the account, or ask Optimizely to turn the export on", detail=detail)
         if status == 400:
             reason = f": {message}" if message else ""
-            return ServiceError(
+            return RequestRefused(
                 f"the Authentication API refused the request{reason}; check --account, --api-url and the token", detail=detail
             )
         if status == 429 or status >= 500:
@@ -338,11 +348,13 @@ def _moment(value: object) -> float:
     raise InvalidResponse("the Authentication API's answer has no usable expiration")
 
 
-def _error_fields(body: bytes) -> dict[str, str]:
+def _error_fields(body: bytes, token: str) -> dict[str, str]:
+    """Return what an error says, each field one line that is short and free of the token, whatever it holds."""
     try:
         value = json.loads(body)
     except (ValueError, RecursionError):
         return {}
     if not isinstance(value, dict):
         return {}
-    return {name: "".join(filter(str.isprintable, str(value[name])))[:200] for name in ("code", "message", "uuid") if value.get(name)}
+    lines = {name: "".join(filter(str.isprintable, str(value[name]))) for name in ("code", "message", "uuid") if value.get(name)}
+    return {name: line.replace(token, "***")[:200] for name, line in lines.items()}  # in this order: a part of the token is one, too

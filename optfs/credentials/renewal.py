@@ -20,6 +20,7 @@ Lock: `_changed` guards all fields below it; it is never held over a request.
 """
 
 import logging
+import math
 import random
 import threading
 import time
@@ -336,11 +337,9 @@ class RenewingSource:
             logger.info("the Authentication API names the first bucket again")
         seconds = schedule.lifetime(grant.credential.expires_at, self._wall_clock(), self._requested)
         guess = self._guess
-        if not grant.announced:
-            if not forced:
-                guess = guess.lived()
-            seconds = min(seconds, guess.bound)
-        term = schedule.term(started, seconds, self._dice.random())
+        if not grant.announced and not forced:
+            guess = guess.lived()
+        term = schedule.term(started, seconds, self._dice.random(), math.inf if grant.announced else guess.bound)
         unproven = self._unproven if forced else None
         if forced and self._setback is None:  # after a failure nobody waits who would tell that it was accepted
             count = 2 if self._unproven is None else self._unproven.count + 1  # the first is the one that was rejected

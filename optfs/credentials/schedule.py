@@ -9,11 +9,13 @@ Rules:
   look longer than it is. Where none is left (a wall clock that is wrong), the lifetime asked for is taken.
 - A credential that a store rejects before its time shows that the lifetime was guessed too long (GCS announces none): the age at which it
   was rejected is remembered and bounds later guesses (`Guess`). As a rejection may have had another reason, the bound triples once
-  `TRUSTED` credentials in a row lived up to it.
+  `TRUSTED` credentials in a row lived up to it, and only the renewal comes earlier: nobody waits for a credential that may well be good. What
+  is rejected before it is `SHORTEST` old had another reason.
 - After a failure the next try waits: shortly and at most `URGENT_CAP` seconds while there is no valid credential, so that work goes on
   within 5 s of the cause being gone; at most `RELAXED_CAP` while there is one.
 """
 
+import math
 from dataclasses import dataclass
 
 RENEW_AT = 0.75
@@ -56,7 +58,7 @@ class Guess:
 
     def rejected(self, age: float) -> "Guess":
         """Return the bound after a credential of that age was rejected."""
-        return Guess(max(SHORTEST, min(self.bound, age)))
+        return self if age < SHORTEST else Guess(min(self.bound, age))
 
     def lived(self) -> "Guess":
         """Return the bound after a credential lived until it was time to renew it."""
@@ -71,9 +73,9 @@ def lifetime(announced_expiry: float | None, wall_now: float, requested: float) 
     return max(min(announced, requested), SHORTEST) if announced > 0 else requested
 
 
-def term(start: float, seconds: float, luck: float) -> Term:
-    """Return the life of a credential of so many seconds; `luck` is a random number of [0, 1)."""
-    renew = seconds * (RENEW_AT - JITTER * luck)
+def term(start: float, seconds: float, luck: float, bound: float = math.inf) -> Term:
+    """Return the life of a credential of so many seconds, or perhaps `bound`; `luck` is a random number of [0, 1)."""
+    renew = min(seconds, bound) * (RENEW_AT - JITTER * luck)
     return Term(start, start + renew, start + seconds - min(SAFETY, seconds / 10))
 
 

@@ -24,7 +24,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import TypeVarTuple
 
-from optfs.errors import DeadlineExceeded, OptfsError, OutOfMemory, ServiceError, ServiceUnavailable, VersionGone
+from optfs.errors import DeadlineExceeded, OptfsError, OutOfMemory, ReadDenied, ServiceError, ServiceUnavailable, VersionGone
 from optfs.reading.blocks import Blocks, nothing
 from optfs.reading.fetches import Fetch, Part, Ticket
 from optfs.reading.lookups import Found, Lookups
@@ -36,7 +36,7 @@ from optfs.workers import Job, Priority, WorkerPool
 logger = logging.getLogger(__name__)
 
 Gone = Callable[[ObjectInfo], None]
-"""Told of versions that aren't there any more, by fetching threads; sends nothing."""
+"""Told of versions that aren't there any more, or perhaps not, by fetching threads; sends nothing."""
 
 _Arguments = TypeVarTuple("_Arguments")
 
@@ -208,7 +208,7 @@ class Fetcher:
         try:
             if fetch.speculative:
                 logger.debug("fetching %a ahead failed: %s %s", fetch.info.key, error.message, error.detail)
-            if isinstance(error, VersionGone):  # before readers hear of it, who may open the file again at once
+            if isinstance(error, VersionGone | ReadDenied):  # before readers hear of it, who may open the file again at once
                 self._gone(fetch.info)
         finally:
             self._fail(fetch, error)

@@ -84,7 +84,7 @@ class Files:
                 the workers that offer them to it, comes on top.
             timeout: seconds that one read may take.
             clock: monotonic.
-            gone: told of each version that a fetch didn't find any more.
+            gone: told of each version that a fetch didn't find any more, or was denied.
 
         """
         limit = max(memory, 16 * PIECE)

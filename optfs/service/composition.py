@@ -41,8 +41,8 @@ With 24 a service that is 100 ms away was left idle: without a cache eight strea
 LOOK_THREADS = 8
 """Reads of the block cache for those who wait: a local disk gives no more for more."""
 
-UNUSABLE = frozenset({errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.EINVAL})
-"""Errors that tell of a wrong folder, not of a failing disk."""
+UNUSABLE = frozenset({errno.EACCES, errno.EPERM, errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.EINVAL})
+"""Errors that tell of a wrong folder, not of a failing disk, or one that was mounted read-only."""
 
 FIRST_TYPES = 8
 """Types that are listed before a mount is called usable; an export has two or three."""

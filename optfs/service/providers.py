@@ -4,7 +4,8 @@ With a token the Authentication API gives the credentials; without one, and with
 asked at the same time, each by a thread of its own that ends with its answer. Only the packages of the providers that are asked are imported.
 
 Rules of `--provider auto` (`choose`): providers with data are used, both where both have some. One that refuses us is left out with a
-warning when the other works. One that can't be reached is an error even so: half of the data must not look like all of it.
+warning when the other works; so is one that the API has no credentials for (404, also 400: what it says of accounts without isn't documented).
+One that can't be reached is an error even so: half of the data must not look like all of it.
 
 A service that is down is told within seconds, not after `--timeout`: failures that come at once are tried again for `PATIENCE` only.
 """
@@ -24,10 +25,21 @@ from optfs.credentials.api import LIFETIME, ApiClient, documented_root
 from optfs.credentials.protocol import CredentialSource
 from optfs.credentials.renewal import RenewalStatus, RenewingSource
 from optfs.credentials.tokens import VARIABLES, TokenSource, find_token
-from optfs.errors import AccessError, ConfigError, DeadlineExceeded, NoExport, OptfsError, ServiceError, ServiceUnavailable, TokenRefused
+from optfs.errors import (
+    AccessError,
+    ConfigError,
+    DeadlineExceeded,
+    NoExport,
+    OptfsError,
+    RequestRefused,
+    ServiceError,
+    ServiceUnavailable,
+    TokenRefused,
+)
 from optfs.service.logs import remember_secret
 from optfs.stores.counters import StoreCounters
 from optfs.stores.protocol import Store
+from optfs.stores.rejection import RejectedCredential
 from optfs.values import AccountRoot, Deadline, Provider
 
 if TYPE_CHECKING:
@@ -123,7 +135,11 @@ def choose(outcomes: Mapping[Provider, Outcome]) -> list[Connected]:
     """
     answered = [outcome for outcome in outcomes.values() if isinstance(outcome, Connected)]
     failed = {provider: outcome for provider, outcome in outcomes.items() if isinstance(outcome, OptfsError)}
-    lost = {provider: error for provider, error in failed.items() if isinstance(error, ServiceError | DeadlineExceeded)}
+    lost = {
+        provider: error
+        for provider, error in failed.items()
+        if isinstance(error, ServiceError | DeadlineExceeded) and not (answered and isinstance(error, RequestRefused))
+    }
     if not answered or lost:
         for outcome in answered:
             outcome.close()
@@ -136,6 +152,11 @@ def choose(outcomes: Mapping[Provider, Outcome]) -> list[Connected]:
         if not isinstance(error, NoExport):
             logger.warning("%s is left out of the mount: %s (%s)", NAMES[provider], error.message, error.detail)
     used = [outcome for outcome in answered if outcome.has_data] or answered
+    if len({outcome.source.root.account for outcome in used}) > 1:
+        for outcome in answered:
+            outcome.close()
+        accounts = " and ".join(f"{outcome.source.root.account} on {NAMES[outcome.provider]}" for outcome in used)
+        raise ConfigError(f"the token leads to two accounts, {accounts}, and a mount shows one; choose by --account or --provider")
     for outcome in answered:
         if outcome not in used:
             logger.info("%s holds nothing of this account and is left out; the next mount looks again", NAMES[outcome.provider])
@@ -228,7 +249,7 @@ def reach(config: Config, provider: Provider, source: Source) -> Connected:
         source.close()
         raise
     try:
-        has_data = _probe(store, config.timeout)
+        has_data = _probe(store, source, config.timeout)
     except BaseException:
         source.close()
         store.close()
@@ -274,16 +295,24 @@ def _gcs_class(carrier: Carrier) -> "type[GcsStore | GcsSdkStore]":
     return GcsStore
 
 
-def _probe(store: Store, timeout: float) -> bool:
-    """Return whether the account's folder holds anything."""
+def _probe(store: Store, source: Source, timeout: float) -> bool:
+    """Return whether the account's folder holds anything. A credential that is refused is renewed once."""
     deadline = Deadline.after(time.monotonic, timeout)
     patience = Deadline.after(time.monotonic, min(PATIENCE, timeout / 2))
+    renewed = False
     while True:
         try:
             page = store.list_page(store.root.prefix, delimiter="/", continuation=None, deadline=deadline)
+        except RejectedCredential as error:
+            if renewed:
+                raise
+            source.reject(error.credential, max(0.0, deadline.remaining()))
+            renewed = True
         except ServiceUnavailable:
             if patience.remaining() <= 0:
                 raise
             time.sleep(PAUSE)
         else:
+            if renewed:
+                source.accept(source.current(0.0))
             return bool(page.objects or page.prefixes or page.continuation)

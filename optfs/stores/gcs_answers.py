@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping
 
 from optfs.credentials.protocol import CredentialSource, GcpCredential
-from optfs.errors import AccessDenied, AccessError, InvalidResponse, OptfsError, ServiceError, ServiceUnavailable
+from optfs.errors import AccessDenied, AccessError, InvalidResponse, OptfsError, ReadDenied, ServiceError, ServiceUnavailable
 from optfs.stores.entries import check_page
 from optfs.stores.ranges import check_range, gone, looks_like_html, retry_after
 from optfs.stores.rejection import RejectedCredential
@@ -116,7 +116,7 @@ def failure(
         return AccessDenied(f"there is no bucket {bucket}; check the account and the provider", detail=detail)
     if status == 403:
         message = f"Google Cloud Storage denies access to {bucket}/{root.prefix}; check the account and the token's rights"
-        return AccessDenied(message, detail=detail)
+        return (AccessDenied if info is None else ReadDenied)(message, detail=detail)
     if 400 <= status < 500:
         return ServiceError(f"Google Cloud Storage refused a request ({reason or status}); the log tells which", detail=detail)
     return InvalidResponse(f"Google Cloud Storage answered with the unexpected status {status}", detail=detail)

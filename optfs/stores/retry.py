@@ -4,7 +4,8 @@ Rules:
 
 - Worth another try: ServiceUnavailable, and InvalidResponse a few times. Everything else is an answer.
 - Between tries there is a pause of random length (full jitter), up to a bound that doubles from `FIRST_PAUSE` to `LONGEST_PAUSE`; where
-  the service asks for a pause (Retry-After), that one is made.
+  the service asks for a longer one (Retry-After), that one is made. It may ask for none, or name a moment that is past by our clock: eight
+  tries within 6 ms helped nobody.
 - A try that the deadline would cut off isn't made. When time runs out, the last failure is raised if the service did answer, as it says
   more; DeadlineExceeded if there was only silence.
 - A read goes on where it broke off: what has arrived of a pinned version is right. Only tries in a row that brought no byte are counted.
@@ -140,7 +141,7 @@ class RetryingStore:
         if tries >= limit:
             self.give_up(error)
         asked = error.retry_after if isinstance(error, ServiceUnavailable) else None
-        seconds = asked if asked is not None else min(LONGEST_PAUSE, FIRST_PAUSE * 2.0 ** (tries - 1)) * self._dice()
+        seconds = max(min(LONGEST_PAUSE, FIRST_PAUSE * 2.0 ** (tries - 1)) * self._dice(), asked or 0.0)
         if deadline.remaining() < seconds + LEAST:
             self.give_up(error if not isinstance(error, Stalled) else DeadlineExceeded(error.message, detail=error.detail))
         self._counters.retry()

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from xml.etree import ElementTree
 
 from optfs.credentials.protocol import AwsCredential
-from optfs.errors import AccessDenied, InvalidResponse, OptfsError, ServiceError, ServiceUnavailable
+from optfs.errors import AccessDenied, InvalidResponse, OptfsError, ReadDenied, ServiceError, ServiceUnavailable
 from optfs.stores.ranges import check_range, gone, looks_like_html, retry_after
 from optfs.stores.rejection import RejectedCredential
 from optfs.stores.s3_requests import REGION, Signer
@@ -17,8 +17,26 @@ from optfs.values import AccountRoot, ObjectInfo
 _REJECTED = frozenset({"ExpiredToken", "InvalidAccessKeyId", "InvalidToken", "TokenRefreshRequired", "SignatureDoesNotMatch"})
 _SKEWED = frozenset({"RequestTimeTooSkewed", "RequestExpired"})
 _BUSY = frozenset(
-    {"SlowDown", "InternalError", "ServiceUnavailable", "RequestTimeout", "Throttling", "ThrottlingException", "RequestLimitExceeded"}
+    {
+        "BandwidthLimitExceeded",
+        "InternalError",
+        "LimitExceededException",
+        "PriorRequestNotComplete",
+        "RequestLimitExceeded",
+        "RequestThrottled",
+        "RequestThrottledException",
+        "RequestTimeout",
+        "RequestTimeoutException",
+        "ServiceUnavailable",
+        "SlowDown",
+        "ThrottledException",
+        "Throttling",
+        "ThrottlingException",
+        "TooManyRequestsException",
+    }
 )
+"""Codes that botocore, too, takes for throttling or for a passing failure, whatever the status. The export is encrypted by KMS, whose codes S3
+passes on with `KMS.` before them."""
 _ELSEWHERE = frozenset({"PermanentRedirect", "TemporaryRedirect", "AuthorizationHeaderMalformed", "IllegalLocationConstraintException"})
 
 
@@ -73,7 +91,7 @@ def failure(
         )
     if told.code in _SKEWED:
         return signer.correct(headers, detail)
-    if status in {408, 429, 500, 502, 503, 504} or told.code in _BUSY:
+    if status in {408, 429, 500, 502, 503, 504} or told.code.removeprefix("KMS.") in _BUSY:
         wait = retry_after(headers, signer.wall_clock())
         return ServiceUnavailable("S3 is overloaded or has a failure; try again later", detail=detail, retry_after=wait)
     if status in {301, 307} or told.code in _ELSEWHERE:
@@ -86,7 +104,8 @@ def failure(
     if info is not None and status in {404, 412, 416}:
         return gone(info, detail)
     if status in {401, 403}:
-        return AccessDenied(f"S3 denies access to {bucket}/{root.prefix}; check the account and the token's rights", detail=detail)
+        kind = AccessDenied if info is None else ReadDenied
+        return kind(f"S3 denies access to {bucket}/{root.prefix}; check the account and the token's rights", detail=detail)
     if 400 <= status < 500:
         return ServiceError(f"S3 refused a request ({told.code or status}); the log tells which", detail=detail)
     return InvalidResponse(f"S3 answered with the unexpected status {status}", detail=detail)

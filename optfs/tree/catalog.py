@@ -120,7 +120,10 @@ class Catalog:
         return found
 
     def gone(self, info: ObjectInfo) -> None:
-        """Note that a version isn't there any more: the listing that shows it is made anew when it is needed next. Asks nothing."""
+        """Note that a version isn't there any more, or perhaps: S3 denies what is missing to some.
+
+        The listing that shows it is made anew when it is needed next. Asks nothing.
+        """
         parts = self._parts_of(info)
         if parts is None:
             return

@@ -4,7 +4,7 @@ Rules:
 
 - A listing is believed for `ttl` seconds from when it was asked for, and for `SETTLED_TTL` if its day is complete and past
   (`layout.settled`). With a `ttl` of 0 each operation asks, but joins a listing that is under way.
-- A listing that shows a version that a read has found gone is believed no more (`disbelieve`): the next one who needs it asks anew. The
+- A listing that shows a version that a read has found gone, or was denied, is believed no more (`disbelieve`): the next one who needs it asks anew. The
   listing that took the place of such a one is believed for `RELIST` times what it took, whatever is found gone in it: a day that is being
   deleted, or a store that goes on listing what it doesn't give, costs a share of the time.
 - One listing of a unit is under way at a time. Whoever needs it waits for it, each within its own deadline; if it fails, it fails for all.

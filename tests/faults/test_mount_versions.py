@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from optfs.demo.faults import Fault, Html
+from optfs.demo.faults import Answer, Fault, Html
 from optfs.demo.services import Services
 from optfs.demo.traffic import Request
 from optfs.values import MiB
@@ -114,6 +114,24 @@ def test_a_version_that_a_read_finds_gone_is_looked_for_anew(tmp_path: Path, pro
         assert read(changed).content == NEW[:2000]
         services.delete("type=decisions/date=2026-11-01/zero")
         assert read(deleted).errno == errno.ESTALE
+        eventually(lambda: read(deleted).errno == errno.ENOENT, "the kernel doesn't believe in it any more", 5)
+        assert deleted.name not in os.listdir(deleted.parent)  # noqa: PTH208 - the system call itself
+
+
+@every_mount
+def test_a_version_that_a_read_was_denied_is_looked_for_anew(tmp_path: Path, provider: str, binding: str) -> None:
+    """S3 denies what is missing to who may not list the whole bucket: a part that was deleted would show, and fail, for an hour otherwise."""
+    services = Services()
+    services.put(KEY, OLD[:1000])
+    services.put("type=decisions/date=2026-11-01/_SUCCESS", b"")
+    services.put("type=decisions/date=2026-11-01/zero", b"zero")
+    denied = Answer(403, b"<Error><Code>AccessDenied</Code></Error>")
+    with ground(services, tmp_path, provider, binding) as ready:
+        deleted = ready.path("type=decisions/date=2026-11-01/zero")
+        assert deleted.stat().st_size == 4
+        services.delete("type=decisions/date=2026-11-01/zero")
+        services.faults.add(Fault(lambda request: request.kind == "get" and request.key.endswith("/zero"), denied, times=None))
+        assert read(deleted).errno == errno.EACCES
         eventually(lambda: read(deleted).errno == errno.ENOENT, "the kernel doesn't believe in it any more", 5)
         assert deleted.name not in os.listdir(deleted.parent)  # noqa: PTH208 - the system call itself
 

@@ -23,10 +23,11 @@ def test_a_mount_point_must_be_an_existing_folder(tmp_path: Path) -> None:
     assert refusal(tmp_path / "file") == "isn't a folder; mount at one"
 
 
-def test_all_files_of_the_machine_are_not_hidden() -> None:
-    """Root could."""
-    with pytest.raises(ConfigError, match="at / would hide all files"):
-        mounting.check_mountpoint("/")
+@pytest.mark.parametrize("path", ["/", "/proc", "/proc/self", "/sys", "/dev", "/usr", "/etc"])
+def test_what_the_machine_needs_is_not_hidden(path: str) -> None:
+    """Root could; and upon /proc a mount was made that nobody could find, as the table of mounts is there."""
+    with pytest.raises(ConfigError, match=f"at {path} would hide what the machine needs"):
+        mounting.check_mountpoint(path)
 
 
 def test_a_mount_point_that_cannot_be_looked_at_is_wrong_usage(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from optfs.errors import (
     InvalidResponse,
     NoExport,
     OptfsError,
+    RequestRefused,
     ServiceError,
     ServiceUnavailable,
     TokenRefused,
@@ -97,10 +98,11 @@ def test_gcp_token_expires_an_hour_after_the_request() -> None:
 @pytest.mark.parametrize(
     ("status", "kind"),
     [
-        (400, ServiceError),
+        (400, RequestRefused),
         (401, TokenRefused),
         (403, TokenRefused),
         (404, NoExport),
+        (410, NoExport),
         (418, InvalidResponse),
         (429, ServiceUnavailable),
         (500, ServiceUnavailable),
@@ -116,6 +118,14 @@ def test_refusals(status: int, kind: type[OptfsError]) -> None:
     assert "SOME_CODE" in caught.value.detail
     assert "uuid-1" in caught.value.detail
     assert TOKEN not in caught.value.message + caught.value.detail
+
+
+@pytest.mark.parametrize("before", [0, 170, 199, 1000])
+def test_a_long_message_is_cut_without_leaving_a_part_of_the_token(before: int) -> None:
+    with StandIn(refusal(400, message="x" * before + TOKEN)) as server, pytest.raises(RequestRefused) as caught:
+        client(server.url).fetch_gcp()
+    assert TOKEN[:4] not in caught.value.message
+    assert len(caught.value.message) < 400
 
 
 @pytest.mark.parametrize("status", [400, 401, 403, 404])
@@ -154,6 +164,16 @@ def test_retry_after_is_honoured(asked: str) -> None:
     with StandIn(refusal(429, {"Retry-After": asked}), answer(200, GCP_BODY)) as server:
         client(server.url, pause=pauses).fetch_gcp()
     assert pauses.seconds == [7.0]
+
+
+@pytest.mark.parametrize("asked", ["0", email.utils.format_datetime(datetime.datetime.fromtimestamp(NOW - 60, datetime.UTC), usegmt=True)])
+def test_a_retry_after_that_asks_for_no_pause_gets_the_ordinary_one(asked: str) -> None:
+    """A date is past for a clock that is fast."""
+    pauses = Pauses()
+    with StandIn(refusal(429, {"Retry-After": asked}), answer(200, GCP_BODY)) as server:
+        client(server.url, pause=pauses).fetch_gcp()
+    assert len(pauses.seconds) == 1
+    assert FIRST_PAUSE / 2 <= pauses.seconds[0] <= FIRST_PAUSE
 
 
 def test_a_long_retry_after_is_told_at_once_when_there_are_readers() -> None:

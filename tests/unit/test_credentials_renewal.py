@@ -440,12 +440,13 @@ def test_a_rejected_guess_is_learned_and_forgotten() -> None:
     guess = schedule.Guess(HOUR).rejected(100.0)
     assert guess.bound == 100.0
     assert guess.rejected(200.0).bound == 100.0
-    assert guess.rejected(0.0).bound == schedule.SHORTEST
+    assert guess.rejected(schedule.SHORTEST).bound == schedule.SHORTEST
+    assert guess.rejected(schedule.SHORTEST - 0.1) == guess, "no lifetime is that short: there was another reason"
     for _ in range(7):  # a bound that is right isn't doubted with each credential
         guess = guess.lived()
         assert guess.bound == 100.0
     spent = 0.0
-    guess = guess.rejected(0.0)
+    guess = guess.rejected(schedule.SHORTEST)
     while guess.bound < HOUR:
         spent += guess.bound
         guess = guess.lived()

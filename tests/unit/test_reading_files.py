@@ -9,7 +9,7 @@ import pytest
 
 from optfs.cache.protocol import BlockKey
 from optfs.credentials.protocol import AwsCredential
-from optfs.errors import DeadlineExceeded, OptfsError, OutOfMemory, ServiceError, ServiceUnavailable, VersionGone
+from optfs.errors import DeadlineExceeded, OptfsError, OutOfMemory, ReadDenied, ServiceError, ServiceUnavailable, VersionGone
 from optfs.reading.blocks import FAILURE_HOLDS, SPARES
 from optfs.reading.fetches import Fetch
 from optfs.reading.files import ATTEMPTS, ident_of
@@ -354,16 +354,20 @@ def test_versions_that_are_gone_are_told_before_their_readers_hear_of_it() -> No
     """Also by a fetch ahead, for which nobody waits; other failures aren't told."""
     told: list[str] = []
     store = FakeStore()
-    store.fail = lambda info, _start: VersionGone(info.key) if info.key.startswith("gone") else ServiceUnavailable("no")
+    failures = {"gone": VersionGone, "gone-too": VersionGone, "denied": ReadDenied, "failing": ServiceUnavailable}
+    store.fail = lambda info, _start: failures[info.key](info.key)
     with reading(store, gone=lambda info: told.append(info.key)) as files:
         with pytest.raises(VersionGone):
             files.open(info("gone", MiB), nothing_follows).read(0, 10)
         assert told == ["gone"]
         with pytest.raises(ServiceUnavailable):
             files.open(info("failing", MiB), nothing_follows).read(0, 10)
+        with pytest.raises(ReadDenied):
+            files.open(info("denied", MiB), nothing_follows).read(0, 10)
+        assert told == ["gone", "denied"], "S3 may deny what is missing"
         ahead = info("gone-too", MiB)
         assert isinstance(files.fetcher.ahead(ahead, ((ident_of(ahead), 0, MiB),)), Fetch)
-        until(lambda: told == ["gone", "gone-too"])
+        until(lambda: told == ["gone", "denied", "gone-too"])
 
 
 def test_a_read_that_succeeds_at_the_second_try_keeps_no_buffer_alive() -> None:

@@ -1,10 +1,17 @@
 """What one mount consists of."""
 
+import contextlib
+import errno
+import os
 import threading
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from optfs.config import load
+from optfs.errors import ConfigError
+from optfs.service import composition
 from optfs.service.composition import THREADS, Mount
 from optfs.service.providers import Connected
 from optfs.stores.counters import StoreCounters
@@ -28,3 +35,15 @@ def test_all_threads_for_listings_list_ahead_of_need(tmp_path: Path) -> None:
         meet()
     finally:
         mount.close()
+
+
+@pytest.mark.parametrize(("number", "refused"), [(errno.EROFS, False), (errno.EIO, False), (errno.EACCES, True), (errno.ENOTDIR, True)])
+def test_a_cache_folder_on_a_failing_disk_is_no_mistake(number: int, refused: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The mount goes without a cache, or with what that holds; a wrong folder is told at once."""
+
+    def fail(path: Path) -> None:
+        raise OSError(number, os.strerror(number), str(path))
+
+    monkeypatch.setattr(composition, "open_folder", fail)
+    with pytest.raises(ConfigError, match="--cache-dir") if refused else contextlib.nullcontext():
+        composition.check_cache_folder(load({"cache_dir": "/somewhere"}, environ={}))

@@ -10,27 +10,40 @@ from typing import Any, cast
 import pytest
 
 from optfs.config import Config, load
+from optfs.credentials.api import documented_root
 from optfs.demo.faults import Answer, Fault
 from optfs.demo.services import Services
-from optfs.errors import AccessDenied, AccessError, ConfigError, NoExport, OptfsError, ServiceError, ServiceUnavailable, TokenRefused
+from optfs.errors import (
+    AccessDenied,
+    AccessError,
+    ConfigError,
+    CredentialRejected,
+    NoExport,
+    OptfsError,
+    RequestRefused,
+    ServiceError,
+    ServiceUnavailable,
+    TokenRefused,
+)
 from optfs.service import checks
 from optfs.service.providers import Connected, Outcome, choose, connect
 from optfs.values import Provider
 
 
 class _Closable:
-    def __init__(self) -> None:
+    def __init__(self, account: str = "123") -> None:
         self.closed = False
+        self.root = documented_root("aws", account)
 
     def close(self, timeout: float = 0) -> None:
         del timeout
         self.closed = True
 
 
-def answered(provider: Provider, *, data: bool = True) -> Connected:
+def answered(provider: Provider, *, data: bool = True, account: str = "123") -> Connected:
     """Return a provider that answered."""
     nothing: Any = None
-    return Connected(provider, cast("Any", _Closable()), cast("Any", _Closable()), nothing, data)
+    return Connected(provider, cast("Any", _Closable(account)), cast("Any", _Closable()), nothing, data)
 
 
 def chosen(**outcomes: Outcome) -> list[str]:
@@ -55,6 +68,24 @@ def test_an_account_without_any_data_yet_is_mounted_all_the_same() -> None:
 def test_a_provider_that_refuses_is_left_out_with_a_warning(caplog: pytest.LogCaptureFixture) -> None:
     assert chosen(aws=AccessDenied("refused"), gcp=answered("gcp")) == ["gcp"]
     assert "S3 is left out of the mount: refused" in caplog.text
+
+
+def test_a_provider_that_the_api_has_no_credentials_for_is_left_out_with_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+    """400 is declared, and perhaps what it says of an account that isn't on S3; alone it fails the mount."""
+    assert chosen(aws=RequestRefused("refused"), gcp=answered("gcp")) == ["gcp"]
+    assert "S3 is left out of the mount: refused" in caplog.text
+    with pytest.raises(RequestRefused):
+        chosen(aws=RequestRefused("refused"), gcp=NoExport("none"))
+
+
+def test_two_accounts_are_no_mount() -> None:
+    """With data; which one is meant can't be told."""
+    aws, gcp = answered("aws"), answered("gcp", account="456")
+    with pytest.raises(ConfigError, match=r"123 on S3 and 456 on Google Cloud Storage.*--account or --provider"):
+        chosen(aws=aws, gcp=gcp)
+    assert cast("_Closable", aws.store).closed
+    assert cast("_Closable", gcp.source).closed
+    assert chosen(aws=answered("aws"), gcp=answered("gcp", account="456", data=False)) == ["aws"]
 
 
 def test_a_provider_that_cannot_be_reached_fails_the_mount_and_says_how_to_mount_the_other() -> None:
@@ -175,6 +206,25 @@ def test_a_short_outage_at_mount_time_is_waited_out(services: Services, monkeypa
     services.faults.add(Fault(match=lambda request: request.kind == "list", action=Answer(503, b""), times=2))
     for each in connect(settings(services, monkeypatch, tmp_path)):
         each.close()
+
+
+@pytest.mark.parametrize(
+    ("provider", "answer"), [("aws", Answer(400, b"<Error><Code>InvalidAccessKeyId</Code></Error>")), ("gcp", Answer(401))]
+)
+def test_a_credential_that_is_refused_at_mount_time_is_renewed_once(
+    services: Services, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, provider: str, answer: Answer
+) -> None:
+    """As later; one that was just renewed and is refused, too, fails the mount."""
+    given = settings(services, monkeypatch, tmp_path, provider=provider)
+    services.faults.add(Fault(match=lambda request: request.kind == "list", action=answer, times=1))
+    for each in connect(given):
+        each.close()
+    assert services.requests.count("credentials") == 2
+    services.faults.add(Fault(match=lambda request: request.kind == "list", action=answer, times=None))
+    monkeypatch.setenv("OPTIMIZELY_API_TOKEN", services.token)
+    with pytest.raises(CredentialRejected):
+        connect(given)
+    assert services.requests.count("credentials") == 4
 
 
 def test_a_store_that_refuses_the_listing_is_an_access_error(services: Services, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from optfs.config import Carrier
 from optfs.credentials.protocol import AwsCredential, GcpCredential
 from optfs.demo.faults import Action, Answer, Fault, Reset, Truncate
 from optfs.demo.services import Services
-from optfs.errors import AccessDenied, AccessError, InvalidResponse, OptfsError, ServiceError, ServiceUnavailable, VersionGone
+from optfs.errors import AccessDenied, AccessError, InvalidResponse, OptfsError, ReadDenied, ServiceError, ServiceUnavailable, VersionGone
 from optfs.service.providers import NAMES
 from optfs.stores.counters import StoreCounters
 from optfs.stores.rejection import RejectedCredential
@@ -55,6 +55,8 @@ CASES: list[tuple[Provider, str, Answer, type[OptfsError], str]] = [
     ("aws", "list", Answer(403, xml("AccessDenied")), AccessDenied, "optimizely-events-data/v1/account_id=123/"),
     ("aws", "list", Answer(403), AccessDenied, "denies"),
     ("aws", "list", Answer(404, xml("NoSuchBucket")), AccessDenied, "no bucket optimizely-events-data"),
+    ("aws", "get", Answer(403, xml("AccessDenied")), ReadDenied, "denies"),
+    ("gcp", "get", Answer(403, reasons("forbidden")), ReadDenied, "denies"),
     ("aws", "get", Answer(404, xml("NoSuchBucket")), AccessDenied, "no bucket"),
     ("aws", "get", Answer(404, xml("NoSuchKey")), VersionGone, "'p' was changed or deleted"),
     ("aws", "get", Answer(412, xml("PreconditionFailed")), VersionGone, "open it again"),
@@ -69,6 +71,8 @@ CASES: list[tuple[Provider, str, Answer, type[OptfsError], str]] = [
     ),
     ("aws", "list", Answer(400, xml("RequestTimeout")), ServiceUnavailable, "try again"),
     ("aws", "get", Answer(503, xml("SlowDown")), ServiceUnavailable, "try again"),
+    ("aws", "get", Answer(400, xml("KMS.ThrottlingException")), ServiceUnavailable, "try again"),
+    ("aws", "get", Answer(400, xml("ThrottledException")), ServiceUnavailable, "try again"),
     ("aws", "list", Answer(400, xml("InvalidArgument")), ServiceError, "InvalidArgument"),
     ("aws", "list", Answer(400, xml("Odd&#10;2026-11-26 INFO forged")), ServiceError, r"Odd\n2026"),
     ("gcp", "list", Answer(400, reasons("odd\n2026-11-26 INFO forged")), ServiceError, r"odd\n2026"),

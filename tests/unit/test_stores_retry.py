@@ -21,7 +21,7 @@ from optfs.stores.counters import StoreCounters
 from optfs.stores.protocol import Progress
 from optfs.stores.receiver import NoDescriptor, Stalled
 from optfs.stores.rejection import RejectedCredential
-from optfs.stores.retry import INVALID_TRIES, TRIES, RetryingStore
+from optfs.stores.retry import FIRST_PAUSE, INVALID_TRIES, TRIES, RetryingStore
 from optfs.values import AccountRoot, Deadline, ListPage, ObjectInfo
 from tests.support.stores import PREFIX, ROOTS, HeldSource
 
@@ -110,6 +110,14 @@ def test_pauses_double_up_to_a_bound() -> None:
     assert script.tries == TRIES
     assert counters.snapshot().retries == TRIES - 1
     assert counters.snapshot().errors == 1
+
+
+@pytest.mark.parametrize(("asked", "pause"), [(0.0, FIRST_PAUSE), (FIRST_PAUSE / 2, FIRST_PAUSE), (3.0, 3.0), (None, FIRST_PAUSE)])
+def test_what_the_service_asks_for_makes_a_pause_longer_never_shorter(asked: float | None, pause: float) -> None:
+    """Eight tries without a pause were over before any outage."""
+    script = Script(ServiceUnavailable("busy", retry_after=asked))
+    listing(wrap(script)[0], script)
+    assert script.pauses == [pause]
 
 
 def test_pauses_are_of_random_length() -> None:
