@@ -12,15 +12,17 @@ Rules:
   after all is given to the readers, whatever the store does (`Fetch.overtake`).
 - A fetch ahead that a reader comes for while it is queued is queued again, before all others; the job that comes second finds it taken.
 - A fetch that nobody waits for any more ends in the queue, or between two tries. One whose bytes go on coming has time (`_SteadyClock`).
+- What may be on its way ahead of readers is what the service brings in `REACH` of `--timeout` (`pace`), so that it holds up none of them.
 - Failures of fetches ahead are logged for debugging only. A bug or want of memory in here ends the fetch, not the reader's patience.
 
-Locks: none of its own. Called with no lock held.
+Locks: none of its own, but for that of each provider's pace, a leaf. Called with no lock held.
 """
 
 import contextlib
 import logging
+import threading
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import TypeVarTuple
 
@@ -28,12 +30,16 @@ from optfs.errors import DeadlineExceeded, OptfsError, OutOfMemory, ReadDenied, 
 from optfs.reading.blocks import Blocks, nothing
 from optfs.reading.fetches import Fetch, Part, Ticket
 from optfs.reading.lookups import Found, Lookups
+from optfs.reading.pace import Pace
 from optfs.reading.readahead import PIECE
 from optfs.stores.protocol import Store
 from optfs.values import Clock, Deadline, ObjectInfo, Provider
 from optfs.workers import Job, Priority, WorkerPool
 
 logger = logging.getLogger(__name__)
+
+REACH = 1 / 4
+"""Share of `--timeout`."""
 
 Gone = Callable[[ObjectInfo], None]
 """Told of versions that aren't there any more, or perhaps not, by fetching threads; sends nothing."""
@@ -62,6 +68,7 @@ class Fetcher:
         self._timeout = timeout
         self._clock = clock
         self._gone = gone
+        self._paces = {provider: _SharedPace(Pace(timeout * REACH, blocks.block), clock) for provider in stores}
 
     def demand(
         self, info: ObjectInfo, parts: tuple[Part, ...], deadline: Deadline, let_go: Callable[[], None] = nothing, *, missed: bool = False
@@ -88,7 +95,7 @@ class Fetcher:
         """Queue a fetch that nobody waits for and return it; True: it is known already; False: there is no room now."""
         fetch = Fetch(info, parts, demanded=False)
         fetch.missed = self._lookups is None or self._lookups.hangs()
-        admitted = self._blocks.ahead(fetch)
+        admitted = self._blocks.ahead(fetch, self._paces[info.provider].allowed())
         if not admitted:
             return admitted is None
         self._start(fetch)
@@ -260,11 +267,14 @@ class Fetcher:
             fresh += range(first, at)
             stop = fetch.parts[at - 1][1] + fetch.parts[at - 1][2] - fetch.start
 
-            def progress(filled: int, begin: int = begin) -> None:
-                fetch.advance(begin + filled)
-                clock.came(begin + filled)
+            with self._paces[fetch.info.provider].asked() as came:
 
-            store.read_into(fetch.info, fetch.start + begin, view[begin:stop], progress, deadline)
+                def progress(filled: int, begin: int = begin, came: Callable[[int], None] = came) -> None:
+                    fetch.advance(begin + filled)
+                    came(filled)
+                    clock.came(begin + filled)
+
+                store.read_into(fetch.info, fetch.start + begin, view[begin:stop], progress, deadline)
             fetch.advance(stop)
         self._land(fetch, readable, fresh, fetch.length - sum(fetch.parts[index][2] for index in fresh))
 
@@ -282,6 +292,39 @@ class Fetcher:
         else:
             self._blocks.landed(fetch, views)
             fetch.finish(view)
+
+
+class _SharedPace:
+    """A pace that many threads note and ask. Its lock is a leaf."""
+
+    def __init__(self, pace: Pace, clock: Clock) -> None:
+        self._pace = pace
+        self._clock = clock
+        self._lock = threading.Lock()
+
+    def allowed(self) -> float:
+        """Return how many bytes may be on their way ahead of readers."""
+        with self._lock:
+            return self._pace.allowed(self._clock())
+
+    @contextlib.contextmanager
+    def asked(self) -> Iterator[Callable[[int], None]]:
+        """Note one request, and give what notes how many of its bytes have come."""
+        known = 0
+
+        def came(filled: int) -> None:
+            nonlocal known
+            with self._lock:
+                self._pace.came(filled - known)
+            known = filled
+
+        with self._lock:
+            self._pace.began(self._clock())
+        try:
+            yield came
+        finally:
+            with self._lock:
+                self._pace.ended(self._clock())
 
 
 class _SteadyClock:
