@@ -50,7 +50,10 @@ _LEAVE_SECONDS = 3.0  # for handlers that wait for the network; then the mount i
 
 _START_SECONDS = 30.0  # until libfuse has mounted or has failed: one system call, or one helper
 
-_NEEDED = frozenset({"/", "/dev", "/etc", "/lib", "/run", "/usr", "/bin", "/sbin"})
+_NEEDED = frozenset(
+    os.path.realpath(path)
+    for path in ("/", "/bin", "/dev", "/etc", "/lib", "/lib64", "/run", "/sbin", "/usr", "/usr/bin", "/usr/lib", "/usr/sbin", "/var")
+)
 
 _FUSE = os.makedev(10, 229)  # /dev/fuse, admin-guide/devices.txt
 

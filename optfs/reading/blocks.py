@@ -67,7 +67,7 @@ class Blocks:
         self._room = threading.Condition(self._lock)
         # Guarded by _lock: all below. Invariants: a part is in at most one of _read and _ahead; _taken is the sum of the lengths of resident
         # parts, of fetches in flight and of spare buffers, and <= _limit; _ahead_bytes is the sum of the lengths in _ahead; _bound, of each
-        # provider, of bound fetches in flight, _guessed of those that were made ahead of readers; _queues are the fetches whose readers wait
+        # provider, of bound fetches in flight, _guessed of those that no reader was given yet; _queues are the fetches whose readers wait
         # for room, bound ones apart. Nobody has a view of a buffer in _spares.
         self._read: OrderedDict[Part, memoryview] = OrderedDict()
         self._ahead: OrderedDict[Part, tuple[memoryview, float]] = OrderedDict()
@@ -223,6 +223,10 @@ class Blocks:
                 return False
             self._admit(fetch)
             return True
+
+    def guessed(self, provider: Provider) -> int:
+        """Return how many bytes are on their way from a provider that no reader has asked for yet."""
+        return self._guessed[provider]  # without the lock: a stale value does no harm
 
     def arrived(self, fetch: Fetch, *, from_disk: int) -> None:
         """All bytes of a fetch are there, `from_disk` of them from the block cache; its room stays taken until `landed`."""
@@ -381,6 +385,9 @@ class Blocks:
         if flight is not None:
             flight.used = True
             flight.passed = False
+            if flight.guessed:
+                flight.guessed = False
+                self._guessed[flight.info.provider] -= flight.length
         return flight
 
     def _admit(self, fetch: Fetch) -> None:

@@ -12,17 +12,17 @@ Rules:
   after all is given to the readers, whatever the store does (`Fetch.overtake`).
 - A fetch ahead that a reader comes for while it is queued is queued again, before all others; the job that comes second finds it taken.
 - A fetch that nobody waits for any more ends in the queue, or between two tries. One whose bytes go on coming has time (`_SteadyClock`).
-- What may be on its way ahead of readers is what the service brings in `REACH` of `--timeout` (`pace`), so that it holds up none of them.
+- What is on its way ahead of readers becomes less where those that wait for the service have waited long (`pace`).
 - Failures of fetches ahead are logged for debugging only. A bug or want of memory in here ends the fetch, not the reader's patience.
 
-Locks: none of its own, but for that of each provider's pace, a leaf. Called with no lock held.
+Lock: `_lock`, a leaf, guards the paces. Called with no lock held.
 """
 
 import contextlib
 import logging
 import threading
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import TypeVarTuple
 
@@ -38,8 +38,9 @@ from optfs.workers import Job, Priority, WorkerPool
 
 logger = logging.getLogger(__name__)
 
-REACH = 1 / 4
-"""Share of `--timeout`."""
+LONG = 0.5
+LONG_SHARE = 1 / 8
+"""Seconds, and share of `--timeout`, which a reader that has waited has waited long: see `pace`."""
 
 Gone = Callable[[ObjectInfo], None]
 """Told of versions that aren't there any more, or perhaps not, by fetching threads; sends nothing."""
@@ -68,7 +69,8 @@ class Fetcher:
         self._timeout = timeout
         self._clock = clock
         self._gone = gone
-        self._paces = {provider: _SharedPace(Pace(timeout * REACH, blocks.block), clock) for provider in stores}
+        self._lock = threading.Lock()
+        self._paces = {provider: Pace(max(LONG, timeout * LONG_SHARE), blocks.block) for provider in stores}  # guarded by _lock
 
     def demand(
         self, info: ObjectInfo, parts: tuple[Part, ...], deadline: Deadline, let_go: Callable[[], None] = nothing, *, missed: bool = False
@@ -95,7 +97,7 @@ class Fetcher:
         """Queue a fetch that nobody waits for and return it; True: it is known already; False: there is no room now."""
         fetch = Fetch(info, parts, demanded=False)
         fetch.missed = self._lookups is None or self._lookups.hangs()
-        admitted = self._blocks.ahead(fetch, self._paces[info.provider].allowed())
+        admitted = self._blocks.ahead(fetch, self._paces[info.provider].allowed)  # a stale value does no harm
         if not admitted:
             return admitted is None
         self._start(fetch)
@@ -107,7 +109,18 @@ class Fetcher:
         Time counts from when a reader asked for it: a read of several ranges waits for them one after the other, and a third of `--timeout` for
         each is all.
         """
-        if self._lookups is not None and not fetch.missed and fetch.filled < upto:
+        if fetch.filled >= upto:
+            return fetch.wait(upto, deadline)
+        began = self._clock()
+        view = self._wait(fetch, upto, deadline)
+        if fetch.missed:
+            now = self._clock()
+            with self._lock:
+                self._paces[fetch.info.provider].waited(now - began, now, self._blocks.guessed(fetch.info.provider))
+        return view
+
+    def _wait(self, fetch: Fetch, upto: int, deadline: Deadline) -> memoryview:
+        if self._lookups is not None and not fetch.missed:
             waited = max(0.0, self._clock() - fetch.asked_at)
             try:
                 return fetch.wait(upto, deadline.sooner(self._lookups.patience - waited))
@@ -267,20 +280,19 @@ class Fetcher:
             fresh += range(first, at)
             stop = fetch.parts[at - 1][1] + fetch.parts[at - 1][2] - fetch.start
 
-            with self._paces[fetch.info.provider].asked() as came:
+            def progress(filled: int, begin: int = begin) -> None:
+                fetch.advance(begin + filled)
+                clock.came(begin + filled)
 
-                def progress(filled: int, begin: int = begin, came: Callable[[int], None] = came) -> None:
-                    fetch.advance(begin + filled)
-                    came(filled)
-                    clock.came(begin + filled)
-
-                store.read_into(fetch.info, fetch.start + begin, view[begin:stop], progress, deadline)
+            store.read_into(fetch.info, fetch.start + begin, view[begin:stop], progress, deadline)
             fetch.advance(stop)
         self._land(fetch, readable, fresh, fetch.length - sum(fetch.parts[index][2] for index in fresh))
 
     def _land(self, fetch: Fetch, view: memoryview, fresh: list[int], from_disk: int) -> None:
         """Hand over all bytes; the parts numbered in `fresh` are offered to the block cache."""
         self._blocks.arrived(fetch, from_disk=from_disk)
+        with self._lock:
+            self._paces[fetch.info.provider].landed(fetch.length, self._clock())
         views = [view[part[1] - fetch.start :][: part[2]] for part in fetch.parts]
         if self._lookups is not None and fresh:
             fetch.finish(view)  # readers don't wait for the disk
@@ -292,39 +304,6 @@ class Fetcher:
         else:
             self._blocks.landed(fetch, views)
             fetch.finish(view)
-
-
-class _SharedPace:
-    """A pace that many threads note and ask. Its lock is a leaf."""
-
-    def __init__(self, pace: Pace, clock: Clock) -> None:
-        self._pace = pace
-        self._clock = clock
-        self._lock = threading.Lock()
-
-    def allowed(self) -> float:
-        """Return how many bytes may be on their way ahead of readers."""
-        with self._lock:
-            return self._pace.allowed(self._clock())
-
-    @contextlib.contextmanager
-    def asked(self) -> Iterator[Callable[[int], None]]:
-        """Note one request, and give what notes how many of its bytes have come."""
-        known = 0
-
-        def came(filled: int) -> None:
-            nonlocal known
-            with self._lock:
-                self._pace.came(filled - known)
-            known = filled
-
-        with self._lock:
-            self._pace.began(self._clock())
-        try:
-            yield came
-        finally:
-            with self._lock:
-                self._pace.ended(self._clock())
 
 
 class _SteadyClock:

@@ -38,7 +38,7 @@ MOST_HANGING = 4
 """Looks that may hang, each on its own, while others are tried: half of the threads."""
 
 ASIDE = 6
-"""Fetching threads that may look at once, a quarter of them. With none, eight streams took 4 % more time: what isn't cached changed threads twice."""
+"""Fetching threads that may look at once, a sixth of them. With none, eight streams took 4 % more time: what isn't cached changed threads twice."""
 
 Found = list[bytes | Buffer | None]
 """What the block cache has: of each part of a fetch, or of all of them as one."""

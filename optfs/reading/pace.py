@@ -1,59 +1,39 @@
-"""How much may be on its way ahead of readers: no more than the service has lately brought in a while. Pure.
+"""How much may be on its way ahead of readers, by how long readers wait for bytes that are on their way. Pure.
 
-What is fetched ahead shares the link with what a reader waits for. On one of 1 MB/s, 36 blocks took it in turns, and a stream had no MiB of its
-own within `--timeout`; with as many bytes on their way as come in a few seconds, it waits no longer than those.
+What is fetched ahead shares the link with what a reader waits for. On one of 1 MB/s, 33 blocks took it in turns, and a stream had no MiB of its
+own within `--timeout`.
 
-Algorithm: bytes and the time in which some were asked for, both fading with `MEMORY` seconds of such time, give the rate. Idle time doesn't
-count. Until the first bytes come there is no limit, for `ENOUGH` seconds: a latency says nothing of the rate.
+Algorithm: there is no limit until a reader has waited `slow` seconds for bytes that came then. That halves what may be on its way, of what is or
+of what might be, once in `slow` seconds at most; one block there always may be. As many bytes as are allowed, once they have landed without such
+a wait, raise the limit by `least`. So a service that is slow by its latency or on each connection, where more at once is faster, isn't held back,
+nor one that was silent for a while.
 """
 
 import math
 
-MEMORY = 3.0
-"""Seconds."""
-
-ENOUGH = 1.0
-"""Seconds."""
-
 
 class Pace:
-    """The rate of one service. Not locked."""
+    """The limit for one service. Not locked.
 
-    def __init__(self, reach: float, least: int) -> None:
-        """Allow what comes in `reach` seconds, and `least` bytes always."""
-        self._reach = reach
+    Attributes:
+        allowed: bytes that may be on their way ahead of readers.
+
+    """
+
+    def __init__(self, slow: float, least: int) -> None:
+        """Take waits of `slow` seconds for long, and allow `least` bytes always."""
+        self.allowed = math.inf
+        self._slow = slow
         self._least = least
-        self._flying = 0
-        self._at = 0.0
-        self._busy = 0.0
-        self._came = 0.0
+        self._slowed_at = -math.inf
 
-    def began(self, now: float) -> None:
-        """Note that a request was sent."""
-        self._pass(now)
-        self._flying += 1
+    def waited(self, seconds: float, now: float, flying: int) -> None:
+        """Note how long a reader waited until its bytes had come, while `flying` bytes were on their way ahead of readers."""
+        if seconds >= self._slow <= now - self._slowed_at:
+            self._slowed_at = now
+            self.allowed = max(self._least, min(self.allowed, flying) / 2)
 
-    def ended(self, now: float) -> None:
-        """Note that one has ended."""
-        self._pass(now)
-        self._flying -= 1
-
-    def came(self, count: int) -> None:
-        """Note bytes of a request that was sent."""
-        self._came += count
-
-    def allowed(self, now: float) -> float:
-        """Return how many bytes may be on their way ahead of readers."""
-        self._pass(now)
-        if self._busy == 0 or (self._came == 0 and self._busy < ENOUGH):
-            return math.inf
-        return max(self._least, self._reach * self._came / self._busy)
-
-    def _pass(self, now: float) -> None:
-        """Let time pass."""
-        if self._flying:
-            passed = max(0.0, now - self._at)
-            kept = math.exp(-passed / MEMORY)
-            self._busy = self._busy * kept + passed
-            self._came *= kept
-        self._at = now
+    def landed(self, length: int, now: float) -> None:
+        """Note that a fetch has brought its bytes."""
+        if now - self._slowed_at >= self._slow:
+            self.allowed += length * self._least / self.allowed

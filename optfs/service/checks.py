@@ -8,7 +8,7 @@ from typing import get_args
 from optfs.bridge import bindings, mounting
 from optfs.cache.folder import open_folder
 from optfs.config import Config
-from optfs.errors import ConfigError, NoExport, OptfsError
+from optfs.errors import ConfigError, NoExport, OptfsError, RequestRefused
 from optfs.service import providers
 from optfs.values import Provider
 
@@ -59,13 +59,14 @@ def _services(config: Config) -> Iterator[Finding]:
         yield Finding("token", False, error.message)
         return
     yield Finding("token", True, "found" if token else f"none: the provider's own credentials are used, for account {config.account}")
+    accounts: set[str] = set()
     usable = 0
     failures: list[Finding] = []
     for provider in asked:
         name = providers.NAMES[provider]
         try:
             source = openers[provider]()
-        except (NoExport, ConfigError) as error:
+        except (NoExport, ConfigError, RequestRefused) as error:
             finding = Finding(f"{provider} credentials", False if len(asked) == 1 else None, f"{name}: {error.message}")
             failures.append(finding)
             continue
@@ -80,10 +81,14 @@ def _services(config: Config) -> Iterator[Finding]:
             continue
         connected.close()
         usable += 1
+        if connected.has_data:
+            accounts.add(source.root.account)
         yield Finding(
             f"{provider} listing", True, "the account's folder has data" if connected.has_data else "the account's folder is empty"
         )
     yield from failures
+    if len(accounts) > 1:
+        yield Finding("providers", False, "they lead to different accounts, and a mount shows one; choose by --account or --provider")
     if not usable and all(finding.ok is None for finding in failures):
         yield Finding("providers", False, "no provider can be used; check the token, or the provider's credentials and --account")
 

@@ -6,7 +6,7 @@ Children get the default actions back when they are started.
 
 SIGINT and SIGTERM ask for the end, and so do others that end a program and that people send: unhandled, they would leave a dead mount point.
 SIGHUP asks for it where it tells that the terminal is gone (`Signals.hung_up`): who sends it else means log files that were moved away, which
-are noticed without it.
+are noticed without it. (One that comes after the terminal went without any isn't told apart.)
 """
 
 import contextlib

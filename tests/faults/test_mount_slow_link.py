@@ -11,9 +11,9 @@ from tests.support.links import narrow_link
 
 KEY = "type=decisions/date=2026-11-01/experiment=1/part-0"
 BIG = random.Random(1).randbytes(64 * MiB)
-RATE = 5e6
-"""Bytes a second. Of fifteen blocks that came at once a MiB each would take 3.1 s."""
-PATIENCE = 2.0
+RATE = 3e6
+"""Bytes a second. Of fifteen blocks that came at once a MiB each would take 5.2 s."""
+PATIENCE = 4.0
 """`--timeout`, seconds."""
 
 
