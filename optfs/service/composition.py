@@ -35,8 +35,8 @@ from optfs.workers import WorkerPool
 THREADS = 36
 """Ranged GETs of one service at once, and listings ahead of need: as many blocks as one service may bring into the default `--memory` with a cache.
 With 24 a service that is 100 ms away was left idle: without a cache eight streams took 3.8 s, a stream 2.0, a thousand files of a MiB 5.7; with 36
-2.6, 1.6 and 4.2. With 30 ms, where two cores are busy, the stream gained 8 %, eight into a cache lost 2 %; memory of 64 and 200 readers was the same
-(in turns)."""
+2.6, 1.6 and 4.2. With 30 ms, where two cores are busy, the stream gained 8 %, eight into a cache lost 2 to 7 %; memory of 64 and 200 readers was
+the same (in turns)."""
 
 LOOK_THREADS = 8
 """Reads of the block cache for those who wait: a local disk gives no more for more."""
