@@ -225,8 +225,9 @@ class Blocks:
             return True
 
     def guessed(self, provider: Provider) -> int:
-        """Return how many bytes are on their way from a provider that no reader has asked for yet."""
-        return self._guessed[provider]  # without the lock: a stale value does no harm
+        """Return how many bytes are on their way from a provider that no reader has asked for yet; 0 where readers wait for more than those."""
+        guessed = self._guessed[provider]  # without the lock: a stale value does no harm
+        return guessed if 2 * guessed >= self._bound[provider] else 0
 
     def arrived(self, fetch: Fetch, *, from_disk: int) -> None:
         """All bytes of a fetch are there, `from_disk` of them from the block cache; its room stays taken until `landed`."""

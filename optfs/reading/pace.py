@@ -28,8 +28,11 @@ class Pace:
         self._slowed_at = -math.inf
 
     def waited(self, seconds: float, now: float, flying: int) -> None:
-        """Note how long a reader waited until its bytes had come, while `flying` bytes were on their way ahead of readers."""
-        if seconds >= self._slow <= now - self._slowed_at:
+        """Note how long a reader waited until its bytes had come, while `flying` bytes were on their way ahead of readers.
+
+        None: it was held up by other readers.
+        """
+        if flying and seconds >= self._slow <= now - self._slowed_at:
             self._slowed_at = now
             self.allowed = max(self._least, min(self.allowed, flying) / 2)
 

@@ -29,8 +29,14 @@ def test_a_long_wait_halves_what_is_on_its_way_once_for_all_who_wait() -> None:
     pace.waited(4.0, 100.0 + SLOW, 20 * BLOCK)
     assert pace.allowed == 8 * BLOCK
     pace.waited(4.0, 200.0, 2 * BLOCK)
-    pace.waited(4.0, 300.0, 0)
     assert pace.allowed == BLOCK, "one there always may be"
+
+
+def test_readers_that_hold_up_one_another_are_no_reason() -> None:
+    """Of 200 readers each waits for the others; with less ahead of them they only need more memory at once."""
+    pace = Pace(SLOW, BLOCK)
+    pace.waited(8.0, 100.0, 0)
+    assert pace.allowed == math.inf
 
 
 def test_what_lands_raises_the_limit_once_nobody_waits_long() -> None:
