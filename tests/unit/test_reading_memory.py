@@ -1,5 +1,6 @@
 """Memory under open files: what is fetched ahead, what makes room for what, and the bound that all keeps to; see also `test_reading_room`."""
 
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -7,11 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from optfs.errors import AccessDenied, OptfsError, ServiceUnavailable
-from optfs.reading.blocks import FRESH
+from optfs.reading.blocks import FRESH, Blocks
 from optfs.reading.fetches import Fetch
 from optfs.reading.files import Files, OpenFile, ident_of
 from optfs.reading.readahead import BLOCK
-from optfs.values import KiB, MiB, ObjectInfo
+from optfs.values import Deadline, KiB, MiB, ObjectInfo
 from tests.support.reading import (
     PATIENCE,
     FakeStore,
@@ -218,6 +219,18 @@ def test_fetches_ahead_in_flight_are_bounded_by_what_the_service_brings_but_for_
         for fetch in fetches[2:]:
             files.blocks.cancel(fetch)
         store.gate.set()
+
+
+def test_what_is_ahead_of_readers_counts_for_nothing_where_they_wait_for_more() -> None:
+    """Then it isn't what holds them up."""
+    blocks = Blocks(16 * BLOCK, BLOCK, HandClock())
+    ahead = Fetch(info("ahead", BLOCK), ((("aws", "ahead", "1"), 0, BLOCK),), demanded=False)
+    assert blocks.ahead(ahead)
+    for number, counted in ((0, BLOCK), (1, 0)):
+        demanded = Fetch(info(f"{number}", BLOCK), ((("aws", f"{number}", "1"), 0, BLOCK),), demanded=True)
+        demanded.bound = True
+        assert blocks.demand(demanded, Deadline.after(time.monotonic, PATIENCE)) is demanded
+        assert blocks.guessed("aws") == counted
 
 
 def test_reads_after_the_end_fail_and_do_not_hang() -> None:

@@ -25,7 +25,7 @@ from optfs.errors import (
     ServiceUnavailable,
     TokenRefused,
 )
-from optfs.service import checks
+from optfs.service import checks, providers
 from optfs.service.providers import Connected, Outcome, choose, connect
 from optfs.values import Provider
 
@@ -264,3 +264,25 @@ def test_the_doctor_finds_everything_in_order_and_tells_each_failure(
     assert findings["aws credentials"].ok is False
     assert findings["cache"].ok is False
     assert services.token not in repr(findings)
+
+
+def test_the_doctor_says_of_providers_what_mount_does(services: Services, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """One that the API refuses is none to use, where the other works; two accounts fail."""
+    config = settings(services, monkeypatch, tmp_path)
+    nothing: Any = None
+
+    def refuse() -> Any:
+        raise RequestRefused("refused")
+
+    def open_as(account: str) -> Any:
+        return lambda: _Closable(account)
+
+    def reach(_config: Config, provider: Provider, source: Any) -> Connected:
+        return Connected(provider, source, cast("Any", _Closable()), nothing, has_data=True)
+
+    monkeypatch.setattr(providers, "has_token", lambda _config: True)
+    monkeypatch.setattr(providers, "reach", reach)
+    for aws, expected in ((refuse, None), (open_as("456"), False)):
+        monkeypatch.setattr(providers, "openers", lambda _config, aws=aws: {"aws": aws, "gcp": open_as("123")})
+        found = {finding.name: finding.ok for finding in checks.run(config)}
+        assert found["aws credentials" if expected is None else "providers"] is expected
