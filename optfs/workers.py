@@ -2,8 +2,8 @@
 
 Rules: a job is a callable without arguments that handles its own exceptions; one that doesn't is logged and costs nobody else anything.
 Threads start as jobs come, up to `limit`, and never stop before `close`: whatever is raised, a thread goes on after `PAUSE`, and no job that
-was queued is lost. Prefetch may occupy at most `limit - reserve` threads, so that a reader's job never waits for one prefetch after another
-to end.
+was queued is lost. Prefetch may occupy at most `limit - reserve` threads, or fewer where the owner says so (`limit_prefetch`): a reader's job
+never waits for one prefetch after another to end.
 
 Lock order: `_lock` is a leaf; no job runs, no thread is started, and no other lock is taken under it.
 """
@@ -44,17 +44,19 @@ class WorkerPool:
             raise ValueError("a pool needs more threads than it reserves")
         self._name = name
         self._limit = limit
-        self._prefetch_limit = limit - reserve
+        self.most_prefetch = limit - reserve
         self._lock = threading.Lock()
         self._wanted = threading.Condition(self._lock)
         self._settled = threading.Condition(self._lock)
-        # Guarded by _lock: all below. Invariant: _busy_prefetch <= _prefetch_limit, len(_threads) + _starting <= _limit.
+        # Guarded by _lock: all below. Invariants: len(_threads) + _starting <= _limit; no prefetch begins while _busy_prefetch >= _prefetch_limit,
+        # which is <= most_prefetch.
         self._demand: deque[Job] = deque()
         self._prefetch: deque[Job] = deque()
         self._threads: list[StartedThread] = []
         self._starting = 0
         self._idle = 0
         self._busy_prefetch = 0
+        self._prefetch_limit = self.most_prefetch
         self._closed = False
 
     def submit(self, job: Job, priority: Priority) -> bool:
@@ -97,6 +99,20 @@ class WorkerPool:
                     queue.remove(job)
         if lost:
             raise MemoryError
+
+    def running(self) -> tuple[int, int]:
+        """Return how many threads run prefetch, and how many run what was demanded when it began."""
+        with self._lock:
+            return self._busy_prefetch, max(0, len(self._threads) - self._idle - self._busy_prefetch)
+
+    def limit_prefetch(self, limit: int) -> None:
+        """Let prefetch occupy `limit` threads, at most `most_prefetch`, from now on; what runs goes on."""
+        limit = min(limit, self.most_prefetch)
+        if limit == self._prefetch_limit:  # the usual case; its setters are the owner's, one after the other
+            return
+        with self._lock:
+            self._prefetch_limit = limit
+            self._wanted.notify_all()
 
     def close(self, timeout: float) -> bool:
         """Drop queued jobs, let running ones end, and wait up to `timeout` seconds; return whether all threads have ended."""

@@ -25,7 +25,6 @@ Lock: `_lock` (and `_room`, a condition on it) guards all fields below it. A fet
 nothing else is called under it.
 """
 
-import math
 import threading
 from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Iterable, Sequence
@@ -67,8 +66,8 @@ class Blocks:
         self._room = threading.Condition(self._lock)
         # Guarded by _lock: all below. Invariants: a part is in at most one of _read and _ahead; _taken is the sum of the lengths of resident
         # parts, of fetches in flight and of spare buffers, and <= _limit; _ahead_bytes is the sum of the lengths in _ahead; _bound, of each
-        # provider, of bound fetches in flight, _guessed of those that no reader was given yet; _queues are the fetches whose readers wait
-        # for room, bound ones apart. Nobody has a view of a buffer in _spares.
+        # provider, of bound fetches in flight; _queues are the fetches whose readers wait for room, bound ones apart. Nobody has a view of a
+        # buffer in _spares.
         self._read: OrderedDict[Part, memoryview] = OrderedDict()
         self._ahead: OrderedDict[Part, tuple[memoryview, float]] = OrderedDict()
         self._flights: dict[Part, Fetch] = {}
@@ -78,7 +77,6 @@ class Blocks:
         self._taken = 0
         self._ahead_bytes = 0
         self._bound: Counter[Provider] = Counter()
-        self._guessed: Counter[Provider] = Counter()
         self._queues: dict[tuple[Provider, bool], deque[Fetch]] = {
             (provider, bound): deque() for provider in get_args(Provider) for bound in (False, True)
         }
@@ -206,28 +204,18 @@ class Blocks:
                 self._room.notify_all()
             return False
 
-    def ahead(self, fetch: Fetch, most: float = math.inf) -> bool | None:
-        """Admit a fetch that nobody waits for; None: its first part is known already; False: there is no room now.
-
-        Nor is there where more than `most` bytes of such fetches, of more than one, would be in flight.
-        """
+    def ahead(self, fetch: Fetch) -> bool | None:
+        """Admit a fetch that nobody waits for; None: its first part is known already; False: there is no room now."""
         first = fetch.parts[0]
         with self._lock:
             if first in self._read or first in self._ahead or first in self._flights:
                 self._want_again(first)
                 return None
             waited_for = any(self._queues[fetch.info.provider, bound] for bound in (False, True))
-            guessed = self._guessed[fetch.info.provider]
-            too_many = guessed > 0 and guessed + fetch.length > most
-            if self._closed or waited_for or too_many or not self._make_room(fetch, for_reader=False):
+            if self._closed or waited_for or not self._make_room(fetch, for_reader=False):
                 return False
             self._admit(fetch)
             return True
-
-    def guessed(self, provider: Provider) -> int:
-        """Return how many bytes are on their way from a provider that no reader has asked for yet; 0 where readers wait for more than those."""
-        guessed = self._guessed[provider]  # without the lock: a stale value does no harm
-        return guessed if 2 * guessed >= self._bound[provider] else 0
 
     def arrived(self, fetch: Fetch, *, from_disk: int) -> None:
         """All bytes of a fetch are there, `from_disk` of them from the block cache; its room stays taken until `landed`."""
@@ -386,15 +374,11 @@ class Blocks:
         if flight is not None:
             flight.used = True
             flight.passed = False
-            if flight.guessed:
-                flight.guessed = False
-                self._guessed[flight.info.provider] -= flight.length
         return flight
 
     def _admit(self, fetch: Fetch) -> None:
         fetch.admitted = True
         self._taken += fetch.length
-        self._guessed[fetch.info.provider] += fetch.length * fetch.guessed
         self._bound[fetch.info.provider] += fetch.length * fetch.bound
         try:
             for part in fetch.parts:
@@ -407,7 +391,6 @@ class Blocks:
         """Take a fetch, and the room of its length, out of what is in flight."""
         fetch.admitted = False
         self._taken -= fetch.length
-        self._guessed[fetch.info.provider] -= fetch.length * fetch.guessed
         self._bound[fetch.info.provider] -= fetch.length * fetch.bound
         for part in fetch.parts:
             if self._flights.get(part) is fetch:

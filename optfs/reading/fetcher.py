@@ -12,10 +12,10 @@ Rules:
   after all is given to the readers, whatever the store does (`Fetch.overtake`).
 - A fetch ahead that a reader comes for while it is queued is queued again, before all others; the job that comes second finds it taken.
 - A fetch that nobody waits for any more ends in the queue, or between two tries. One whose bytes go on coming has time (`_SteadyClock`).
-- What is on its way ahead of readers becomes less where those that wait for the service have waited long (`pace`).
+- Fewer fetches run ahead of readers where those that wait for the service have waited long (`pace`).
 - Failures of fetches ahead are logged for debugging only. A bug or want of memory in here ends the fetch, not the reader's patience.
 
-Lock: `_lock`, a leaf, guards the paces. Called with no lock held.
+Lock: `_lock` guards the paces; a pool's own is taken under it. Called with no lock held.
 """
 
 import contextlib
@@ -37,10 +37,6 @@ from optfs.values import Clock, Deadline, ObjectInfo, Provider
 from optfs.workers import Job, Priority, WorkerPool
 
 logger = logging.getLogger(__name__)
-
-LONG = 0.5
-LONG_SHARE = 1 / 8
-"""Seconds, and share of `--timeout`, which a reader that has waited has waited long: see `pace`."""
 
 Gone = Callable[[ObjectInfo], None]
 """Told of versions that aren't there any more, or perhaps not, by fetching threads; sends nothing."""
@@ -70,7 +66,7 @@ class Fetcher:
         self._clock = clock
         self._gone = gone
         self._lock = threading.Lock()
-        self._paces = {provider: Pace(max(LONG, timeout * LONG_SHARE), blocks.block) for provider in stores}  # guarded by _lock
+        self._paces = {provider: Pace(pool.most_prefetch, timeout) for provider, pool in pools.items()}  # guarded by _lock
 
     def demand(
         self, info: ObjectInfo, parts: tuple[Part, ...], deadline: Deadline, let_go: Callable[[], None] = nothing, *, missed: bool = False
@@ -97,7 +93,7 @@ class Fetcher:
         """Queue a fetch that nobody waits for and return it; True: it is known already; False: there is no room now."""
         fetch = Fetch(info, parts, demanded=False)
         fetch.missed = self._lookups is None or self._lookups.hangs()
-        admitted = self._blocks.ahead(fetch, self._paces[info.provider].allowed)  # a stale value does no harm
+        admitted = self._blocks.ahead(fetch)
         if not admitted:
             return admitted is None
         self._start(fetch)
@@ -113,10 +109,12 @@ class Fetcher:
             return fetch.wait(upto, deadline)
         began = self._clock()
         view = self._wait(fetch, upto, deadline)
-        if fetch.missed:
-            now = self._clock()
+        now, pace = self._clock(), self._paces[fetch.info.provider]
+        if fetch.missed and now - began >= pace.long:
+            pool = self._pools[fetch.info.provider]
             with self._lock:
-                self._paces[fetch.info.provider].waited(now - began, now, self._blocks.guessed(fetch.info.provider))
+                pace.waited_long(now, *pool.running())
+                pool.limit_prefetch(pace.allowed)
         return view
 
     def _wait(self, fetch: Fetch, upto: int, deadline: Deadline) -> memoryview:
@@ -292,7 +290,9 @@ class Fetcher:
         """Hand over all bytes; the parts numbered in `fresh` are offered to the block cache."""
         self._blocks.arrived(fetch, from_disk=from_disk)
         with self._lock:
-            self._paces[fetch.info.provider].landed(fetch.length, self._clock())
+            pace = self._paces[fetch.info.provider]
+            pace.landed(fetch.length / self._blocks.block, self._clock())
+            self._pools[fetch.info.provider].limit_prefetch(pace.allowed)
         views = [view[part[1] - fetch.start :][: part[2]] for part in fetch.parts]
         if self._lookups is not None and fresh:
             fetch.finish(view)  # readers don't wait for the disk

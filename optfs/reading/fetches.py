@@ -62,7 +62,6 @@ class Fetch:
         "demanded",
         "found",
         "gave_up",
-        "guessed",
         "info",
         "length",
         "missed",
@@ -90,8 +89,6 @@ class Fetch:
         self.passed = False
         """Whether a stream has passed it, or the file that it was fetched ahead for was closed, so that its parts needn't be kept when they land;
         guarded as `used` is."""
-        self.guessed = not demanded
-        """Whether no reader was given it; guarded as `used` is."""
         self.missed = False
         """Whether a store is to bring it, or what `found` lacks: written when it is made, by the look, or by a reader that waits for that no longer,
         each before it queues the fetch for the store."""

@@ -1,42 +1,48 @@
-"""How much may be on its way ahead of readers, by how long readers wait for bytes that are on their way. Pure.
+"""How many requests ahead of readers a service is sent at once, by how long readers wait for bytes that are on their way. Pure.
 
 What is fetched ahead shares the link with what a reader waits for. On one of 1 MB/s, 33 blocks took it in turns, and a stream had no MiB of its
 own within `--timeout`.
 
-Algorithm: there is no limit until a reader has waited `slow` seconds for bytes that came then. That halves what may be on its way, of what is or
-of what might be, once in `slow` seconds at most; one block there always may be. As many bytes as are allowed, once they have landed without such
-a wait, raise the limit by `least`. So a service that is slow by its latency or on each connection, where more at once is faster, isn't held back,
-nor one that was silent for a while.
+Algorithm: there is no limit but the pool's until a reader has waited long for bytes that came then: an eighth of `--timeout`. That halves how
+many run ahead, once in that time at most; one always may. As many blocks as are allowed, once they have landed without such a wait, allow one
+more. So a service that is slow by its latency or on each connection, where more at once is faster, isn't held back, nor one that was silent for
+a while. Nor is one whose readers mostly wait for each other: with less ahead of them they would only need more memory at once.
 """
 
 import math
+
+SHARE = 1 / 8
+LEAST = 0.5
+"""Share of `--timeout`, and seconds at least, which a reader that has waited has waited long."""
 
 
 class Pace:
     """The limit for one service. Not locked.
 
     Attributes:
-        allowed: bytes that may be on their way ahead of readers.
+        long: seconds which a reader that has waited has waited long.
 
     """
 
-    def __init__(self, slow: float, least: int) -> None:
-        """Take waits of `slow` seconds for long, and allow `least` bytes always."""
-        self.allowed = math.inf
-        self._slow = slow
-        self._least = least
+    def __init__(self, most: int, timeout: float) -> None:
+        """Allow `most` requests until a reader waits long; `timeout`: seconds that it may wait at all."""
+        self.long = max(LEAST, timeout * SHARE)
+        self._most = most
+        self._allowed = float(most)  # 1 to _most
         self._slowed_at = -math.inf
 
-    def waited(self, seconds: float, now: float, flying: int) -> None:
-        """Note how long a reader waited until its bytes had come, while `flying` bytes were on their way ahead of readers.
+    @property
+    def allowed(self) -> int:
+        """How many requests ahead of readers may run at once."""
+        return int(self._allowed)
 
-        None: it was held up by other readers.
-        """
-        if flying and seconds >= self._slow <= now - self._slowed_at:
+    def waited_long(self, now: float, ahead: int, demanded: int) -> None:
+        """Note that a reader's bytes have come after a long wait, while so many requests ran that nobody, or somebody, had waited for."""
+        if 0 < ahead >= demanded and now - self._slowed_at >= self.long:
             self._slowed_at = now
-            self.allowed = max(self._least, min(self.allowed, flying) / 2)
+            self._allowed = max(1.0, min(self._allowed, ahead) / 2)
 
-    def landed(self, length: int, now: float) -> None:
-        """Note that a fetch has brought its bytes."""
-        if now - self._slowed_at >= self._slow:
-            self.allowed += length * self._least / self.allowed
+    def landed(self, blocks: float, now: float) -> None:
+        """Note that a request has brought its bytes, a block or part of one."""
+        if now - self._slowed_at >= self.long:
+            self._allowed = min(self._most, self._allowed + blocks / self._allowed)

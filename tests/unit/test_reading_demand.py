@@ -4,7 +4,7 @@ import contextlib
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 
 import pytest
@@ -257,3 +257,69 @@ def test_a_part_that_there_is_no_memory_to_note_takes_no_room(monkeypatch: pytes
         check(files.open(info("a", 1000), nothing_follows), 0, 1000)
         assert files.close(PATIENCE)
         assert files.counters().resident_bytes == 0
+
+
+class Held(FakeStore):
+    """Holds each request for what is at `first` or beyond until the test lets it go. `peak`: how many were held at once."""
+
+    def __init__(self, first: int) -> None:
+        super().__init__()
+        self.copying = False
+        self.fail = self._hold
+        self.peak = 0
+        self._first = first
+        self._changed = threading.Condition()
+        self._held: set[int] = set()  # by where they start
+
+    def _hold(self, _info: ObjectInfo, start: int) -> None:
+        if start >= self._first:
+            with self._changed:
+                self._held.add(start)
+                self.peak = max(self.peak, len(self._held))
+                assert self._changed.wait_for(lambda: start not in self._held, PATIENCE)
+
+    def held(self) -> list[int]:
+        """Return where the requests that are held start."""
+        with self._changed:
+            return sorted(self._held)
+
+    def let_go(self, starts: Iterable[int]) -> None:
+        """Let requests end."""
+        with self._changed:
+            self._held -= set(starts)
+            self._changed.notify_all()
+
+
+def test_after_a_long_wait_half_as_many_requests_run_ahead_of_readers() -> None:
+    """They share the link with what the reader waits for. Once blocks come in time again, more run."""
+    first, size = 4 * BLOCK, 100 * BLOCK
+    store, clock = Held(first), HandClock()
+    with reading(store, clock=clock, threads=10) as files:
+        file = files.open(info("big", size), nothing_follows)
+
+        def read(start: int, stop: int) -> None:
+            for offset in range(start, stop, MiB):
+                file.read(offset, MiB)
+
+        try:
+            read(0, first)
+            until(lambda: len(store.held()) == 8)
+            waited_for = files.blocks._flights[ident_of(file.info), first, BLOCK]
+            reader = started(read, first, first + MiB)
+            until(lambda: waited_for._waiting == 1)
+            clock.now += PATIENCE / 8
+            store.let_go([first])
+            ended(reader)
+            store.let_go(store.held()[2:])
+            until(lambda: len(store.held()) <= 4)
+            store.peak = 0
+            for _ in range(3):
+                store.let_go(store.held())
+                until(lambda: len(store.held()) >= 3)
+            assert store.peak <= 4
+            clock.now += PATIENCE / 8
+            reader = started(read, first, size)
+            until(lambda: store.let_go(store.held()[:1]) or store.peak == 8)
+            assert reader.is_alive()
+        finally:
+            until(lambda: store.let_go(store.held()) or not reader.is_alive())

@@ -1,6 +1,5 @@
 """Memory under open files: what is fetched ahead, what makes room for what, and the bound that all keeps to; see also `test_reading_room`."""
 
-import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -8,11 +7,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from optfs.errors import AccessDenied, OptfsError, ServiceUnavailable
-from optfs.reading.blocks import FRESH, Blocks
-from optfs.reading.fetches import Fetch
+from optfs.reading.blocks import FRESH
 from optfs.reading.files import Files, OpenFile, ident_of
 from optfs.reading.readahead import BLOCK
-from optfs.values import Deadline, KiB, MiB, ObjectInfo
+from optfs.values import KiB, MiB, ObjectInfo
 from tests.support.reading import (
     PATIENCE,
     FakeStore,
@@ -199,38 +197,6 @@ def test_any_reads_return_the_right_bytes_within_the_bound_on_memory(reads: list
         assert max(peaks) <= memory
         assert files.close(PATIENCE)
         assert (files.counters().resident_bytes, files.counters().fresh_bytes) == (0, 0)
-        assert not files.blocks._guessed.total()
-
-
-def test_fetches_ahead_in_flight_are_bounded_by_what_the_service_brings_but_for_one() -> None:
-    """Those that have landed don't count."""
-    store = FakeStore()
-    store.gate.clear()
-    with reading(store) as files:
-        fetches = [Fetch(info(f"ahead-{at}", BLOCK), ((("aws", f"ahead-{at}", "1"), 0, BLOCK),), demanded=False) for at in range(4)]
-        assert files.blocks.ahead(fetches[0], 1.0), "one there always may be"
-        assert files.blocks.ahead(fetches[1], 2 * BLOCK - 1) is False
-        assert files.blocks.ahead(fetches[1], 2 * BLOCK)
-        assert files.blocks.ahead(fetches[2], 2 * BLOCK) is False
-        files.blocks.cancel(fetches[0])
-        assert files.blocks.ahead(fetches[2], 2 * BLOCK)
-        files.blocks.landed(fetches[1], [memoryview(bytearray(BLOCK))])
-        assert files.blocks.ahead(fetches[3], 2 * BLOCK)
-        for fetch in fetches[2:]:
-            files.blocks.cancel(fetch)
-        store.gate.set()
-
-
-def test_what_is_ahead_of_readers_counts_for_nothing_where_they_wait_for_more() -> None:
-    """Then it isn't what holds them up."""
-    blocks = Blocks(16 * BLOCK, BLOCK, HandClock())
-    ahead = Fetch(info("ahead", BLOCK), ((("aws", "ahead", "1"), 0, BLOCK),), demanded=False)
-    assert blocks.ahead(ahead)
-    for number, counted in ((0, BLOCK), (1, 0)):
-        demanded = Fetch(info(f"{number}", BLOCK), ((("aws", f"{number}", "1"), 0, BLOCK),), demanded=True)
-        demanded.bound = True
-        assert blocks.demand(demanded, Deadline.after(time.monotonic, PATIENCE)) is demanded
-        assert blocks.guessed("aws") == counted
 
 
 def test_reads_after_the_end_fail_and_do_not_hang() -> None:

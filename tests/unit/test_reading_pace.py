@@ -1,68 +1,69 @@
-"""What may be on its way ahead of readers, by how long they wait."""
+"""How many requests ahead of readers a service is sent at once, by how long readers wait."""
 
-import math
-
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from optfs.reading.pace import Pace
-from optfs.values import MiB
 
-SLOW = 3.75
-BLOCK = 4 * MiB
-
-
-def test_nothing_is_held_back_while_nobody_waits_long() -> None:
-    """However many are on their way: the service's latency, or its connections, may be what takes time."""
-    pace = Pace(SLOW, BLOCK)
-    for at in range(100):
-        pace.waited(SLOW * 0.99, float(at), 36 * BLOCK)
-        pace.landed(BLOCK, float(at))
-    assert pace.allowed == math.inf
+MOST = 34
+TIMEOUT = 30.0
+LONG = 3.75
 
 
-def test_a_long_wait_halves_what_is_on_its_way_once_for_all_who_wait() -> None:
-    pace = Pace(SLOW, BLOCK)
+@pytest.mark.parametrize(("timeout", "seconds"), [(TIMEOUT, LONG), (4.0, 0.5), (1.0, 0.5), (600.0, 75.0)])
+def test_a_long_wait_is_an_eighth_of_the_timeout(timeout: float, seconds: float) -> None:
+    assert Pace(MOST, timeout).long == seconds
+
+
+def test_a_long_wait_halves_what_runs_once_for_all_who_wait() -> None:
+    pace = Pace(MOST, TIMEOUT)
+    assert pace.allowed == MOST
     for reader in range(8):
-        pace.waited(8.0, 100.0 + reader / 10, 32 * BLOCK)
-    assert pace.allowed == 16 * BLOCK
-    pace.waited(4.0, 100.0 + SLOW, 20 * BLOCK)
-    assert pace.allowed == 8 * BLOCK
-    pace.waited(4.0, 200.0, 2 * BLOCK)
-    assert pace.allowed == BLOCK, "one there always may be"
+        pace.waited_long(100.0 + reader / 10, ahead=32, demanded=1)
+    assert pace.allowed == 16
+    pace.waited_long(100.0 + LONG, ahead=20, demanded=1)
+    assert pace.allowed == 8
+    pace.waited_long(200.0, ahead=3, demanded=1)
+    assert pace.allowed == 1
+    pace.waited_long(300.0, ahead=1, demanded=1)
+    assert pace.allowed == 1, "one there always may be"
 
 
-def test_readers_that_hold_up_one_another_are_no_reason() -> None:
+@pytest.mark.parametrize(("ahead", "demanded", "allowed"), [(0, 0, MOST), (0, 36, MOST), (8, 28, MOST), (18, 18, 9), (32, 4, 16)])
+def test_readers_that_hold_up_one_another_are_no_reason(ahead: int, demanded: int, allowed: int) -> None:
     """Of 200 readers each waits for the others; with less ahead of them they only need more memory at once."""
-    pace = Pace(SLOW, BLOCK)
-    pace.waited(8.0, 100.0, 0)
-    assert pace.allowed == math.inf
+    pace = Pace(MOST, TIMEOUT)
+    pace.waited_long(100.0, ahead, demanded)
+    assert pace.allowed == allowed
 
 
 def test_what_lands_raises_the_limit_once_nobody_waits_long() -> None:
-    """By a block for as much as is allowed: those that came at once on a narrow link land at once, too."""
-    pace = Pace(SLOW, BLOCK)
-    pace.waited(8.0, 100.0, 2 * BLOCK)
-    pace.landed(BLOCK, 101.0)
-    assert pace.allowed == BLOCK
-    pace.landed(BLOCK, 100.0 + SLOW)
-    assert pace.allowed == 2 * BLOCK
-    pace.landed(BLOCK, 100.0 + SLOW)
-    pace.landed(BLOCK, 100.0 + SLOW)
-    assert 2.8 * BLOCK < pace.allowed < 3 * BLOCK
+    """By one for as many blocks as are allowed: those that came at once on a narrow link land at once, too."""
+    pace = Pace(MOST, TIMEOUT)
+    pace.waited_long(100.0, ahead=2, demanded=1)
+    pace.landed(1.0, 101.0)
+    assert pace.allowed == 1
+    pace.landed(1.0, 100.0 + LONG)
+    assert pace.allowed == 2
+    pace.landed(1.0, 100.0 + LONG)
+    assert pace.allowed == 2
+    pace.landed(1.0, 100.0 + LONG)
+    pace.landed(0.9, 100.0 + LONG)
+    assert pace.allowed == 3
     for _ in range(1000):  # in a second or two, where nothing holds them up
-        pace.landed(BLOCK, 200.0)
-    assert pace.allowed > 36 * BLOCK
+        pace.landed(1.0, 200.0)
+    assert pace.allowed == MOST
 
 
-@given(st.lists(st.tuples(st.booleans(), st.floats(0, 1e6), st.floats(0, 1e6), st.integers(0, 10**12)), max_size=50))
-def test_one_block_is_always_allowed(events: list[tuple[bool, float, float, int]]) -> None:
-    pace = Pace(SLOW, BLOCK)
+@given(st.lists(st.tuples(st.booleans(), st.floats(0, 1e6), st.integers(0, 50), st.integers(0, 50), st.floats(0, 1)), max_size=50))
+def test_the_limit_stays_between_one_and_the_most(events: list[tuple[bool, float, int, int, float]]) -> None:
+    pace = Pace(MOST, TIMEOUT)
     now = 0.0
-    for landed, passed, waited, count in events:
+    for landed, passed, ahead, demanded, blocks in events:
         now += passed
         if landed:
-            pace.landed(count, now)
+            pace.landed(blocks, now)
         else:
-            pace.waited(waited, now, count)
-        assert pace.allowed >= BLOCK
+            pace.waited_long(now, ahead, demanded)
+        assert 1 <= pace.allowed <= MOST

@@ -3,6 +3,7 @@
 import _thread
 import logging
 import threading
+import time
 from collections.abc import Callable, Iterator
 from functools import partial
 
@@ -217,3 +218,42 @@ def test_a_job_whose_thread_finds_no_memory_is_run_by_one_that_is_being_started(
         thread.join(LIMIT)
         assert done.wait(LIMIT)
     assert pool.close(LIMIT)
+
+
+def test_prefetch_occupies_no_more_threads_than_it_is_allowed() -> None:
+    """A limit counts for what begins after it was set; what was demanded has the other threads."""
+    pool = WorkerPool("test", 8, reserve=2)
+    gates = [threading.Event() for _ in range(5)]
+
+    def submit(priority: Priority, *held_by: threading.Event) -> None:
+        for gate in held_by:
+            assert pool.submit(partial(_wait, gate), priority)
+
+    def until_running(ahead: int, demanded: int) -> None:
+        end = time.monotonic() + LIMIT
+        while pool.running() != (ahead, demanded):
+            assert time.monotonic() < end, pool.running()
+            time.sleep(0.002)
+
+    first, second, later, demanded, again = gates
+    try:
+        submit(Priority.PREFETCH, *[first] * 6, *[second] * 2, *[later] * 20)
+        until_running(6, 0)
+        pool.limit_prefetch(2)
+        submit(Priority.DEMAND, *[demanded] * 2)
+        until_running(6, 2)
+        first.set()
+        until_running(2, 2)
+        submit(Priority.DEMAND, *[again] * 6)
+        until_running(2, 6)
+        second.set()
+        demanded.set()
+        again.set()
+        until_running(2, 0)
+        for limit, running in ((5, 5), (3, 5), (4, 5), (1000, 6), (6, 6)):
+            pool.limit_prefetch(limit)
+            until_running(running, 0)
+    finally:
+        for gate in gates:
+            gate.set()
+        assert pool.close(LIMIT)
