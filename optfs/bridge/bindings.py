@@ -25,7 +25,8 @@ _LIBRARIES: dict[Binding, tuple[str, ...]] = {
     "fuse2": ("libfuse.so.2",),
 }
 _DARWIN = ("fuse4x", "osxfuse", "fuse", "fuse-t")
-_HELPERS: dict[Binding, tuple[str, ...]] = {"fuse3": ("fusermount3",), "fuse2": ("fusermount", "fusermount3")}
+_HELPERS: dict[Binding, str] = {"fuse3": "fusermount3", "fuse2": "fusermount"}
+"""What each library runs to mount: by this name alone. Debian's fuse3 brings both."""
 _INSTALL: dict[Binding, str] = {
     "fuse3": "apt install fuse3 libfuse3-3",
     "fuse2": "apt install fuse3 libfuse2",
@@ -113,8 +114,8 @@ def _look(binding: Binding) -> Availability:
             )
         if not os.access(device, os.R_OK | os.W_OK):
             return Availability(library, "/dev/fuse can't be opened by this user; as root: chmod 666 /dev/fuse")
-        if os.geteuid() != 0 and not any(shutil.which(helper) for helper in _HELPERS[binding]):
-            return Availability(library, f"{_HELPERS[binding][0]} isn't installed; install it: {_INSTALL[binding]}")
+        if os.geteuid() != 0 and shutil.which(_HELPERS[binding]) is None:
+            return Availability(library, f"{_HELPERS[binding]} isn't installed; install it: {_INSTALL[binding]}")
     return Availability(library, "")
 
 

@@ -301,8 +301,9 @@ def check_mountpoint(mountpoint: str) -> None:
     """
     path = Path(mountpoint)
     quoted = shlex.quote(mountpoint)
-    if mounts.is_dead(mountpoint):
-        top = [each for each in (path, *path.parents) if mounts.is_dead(each)][-1]
+    dead = [each for each in (path, *path.parents) if mounts.is_dead(each)]
+    if dead:
+        top = dead[-1]
         command = "fusermount3 -u -z" if mounts.find(top) is None else "optfs umount"
         raise MountError(f"{top} is left over from a mount whose process has ended; unmount it: {command} {shlex.quote(str(top))}")
     if mounts.find(mountpoint) is not None:

@@ -1,15 +1,14 @@
 """What `optfs doctor` checks, in the order in which a mount needs it. Each check is independent of the others where it can be."""
 
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import get_args
 
 from optfs.bridge import bindings, mounting
-from optfs.cache.folder import open_folder
 from optfs.config import Config
 from optfs.errors import ConfigError, NoExport, OptfsError, RequestRefused
 from optfs.service import providers
+from optfs.service.composition import check_cache_folder
 from optfs.values import Provider
 
 
@@ -94,18 +93,11 @@ def _services(config: Config) -> Iterator[Finding]:
 
 
 def _cache(config: Config) -> Finding:
-    if config.cache_size == 0:
-        return Finding("cache", None, "off (--cache-size 0)")
-
-    def look() -> None:
-        try:
-            folder = open_folder(config.cache_dir)
-        except OSError as error:
-            raise ConfigError(f"{config.cache_dir} can't be used: {error.strerror or error}; choose another with --cache-dir") from None
-        if not os.access(folder.path, os.W_OK):
-            raise ConfigError(f"{folder.path} isn't writable; choose another with --cache-dir")
-
-    return _guarded("cache", look, f"{config.cache_dir} can be used")
+    try:
+        problem = check_cache_folder(config)
+    except OptfsError as error:
+        return Finding("cache", False, _with_detail(error))
+    return Finding("cache", None, f"off: {problem}") if problem else Finding("cache", True, f"{config.cache_dir} can be used")
 
 
 def _guarded(name: str, check: Callable[[], None], fine: str) -> Finding:

@@ -10,13 +10,14 @@ rest for open files.
 
 import contextlib
 import errno
+import os
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from optfs.bridge.bindings import Binding
-from optfs.cache.disk import BACKLOG, CacheStats, open_cache
+from optfs.cache.disk import BACKLOG, SMALLEST, CacheStats, open_cache
 from optfs.cache.folder import open_folder
 from optfs.cache.origin import OriginCache
 from optfs.cache.protocol import BlockCache
@@ -51,28 +52,32 @@ CLOSE_LIMIT = 3.0
 """Seconds that running fetches get to end; what they bring nobody wants any more."""
 
 
-def check_cache_folder(config: Config) -> None:
-    """See that the block cache's folder can be made and opened.
+def check_cache_folder(config: Config) -> str:
+    """Return why a mount would have no block cache, or "" where its folder can be made, opened and written to.
 
     A cache that fails later costs speed only; a folder that can't be had from the start is most likely a mistake in the settings. One that is
-    another user's, or open to others, isn't used, with a warning.
+    another user's, open to others, or on a disk that fails isn't used, with a warning.
 
     Raises:
         ConfigError: it can't be made, or not be opened.
 
     """
-    if not config.cache_size:
-        return
+    if config.cache_size == 0:
+        return "--cache-size 0"
+    if config.cache_size < SMALLEST:
+        return "--cache-size is less than its own folders and index need"
     try:
-        open_folder(config.cache_dir)
-    except ConfigError:
+        folder = open_folder(config.cache_dir)
+    except ConfigError as error:
         if not config.cache_dir.is_dir():
             raise
+        return error.message
     except OSError as error:
+        message = f"--cache-dir: {config.cache_dir} can't be used: {error.strerror}; choose another, or turn the cache off: --cache-size 0"
         if error.errno in UNUSABLE:
-            raise ConfigError(
-                f"--cache-dir: {config.cache_dir} can't be used: {error.strerror}; choose another, or turn the cache off: --cache-size 0"
-            ) from None
+            raise ConfigError(message) from None
+        return message
+    return "" if os.access(folder.path, os.W_OK) else f"--cache-dir: {folder.path} isn't writable; choose another"
 
 
 def _by_origin(cache: BlockCache, config: Config) -> BlockCache:

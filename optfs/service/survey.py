@@ -6,6 +6,7 @@ Mounts are looked at all at once, each in a thread. Threads that haven't ended a
 at a mount whose service hangs, hangs for that mount's timeout, and must not keep the others from being shown.
 """
 
+import contextlib
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -50,7 +51,8 @@ def _each(look: Callable[[Any], T], subjects: Sequence[Any], otherwise: Sequence
     found = list(otherwise)
 
     def store(place: int) -> None:
-        found[place] = look(subjects[place])
+        with contextlib.suppress(Exception):
+            found[place] = look(subjects[place])
 
     threads = [threading.Thread(target=store, args=(place,), daemon=True) for place in range(len(subjects))]
     for thread in threads:

@@ -70,6 +70,14 @@ def test_below_a_dead_mount_the_dead_mount_is_named(ours: bool, command: str, tm
     assert failed.value.message == f"{dead} is left over from a mount whose process has ended; unmount it: {command} {dead}"
 
 
+def test_a_dead_mount_that_goes_while_it_is_looked_at_is_no_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    answers = iter([True])
+    monkeypatch.setattr(mounts, "is_dead", lambda _path: next(answers, False))
+    with pytest.raises(MountError, match="is left over"):
+        mounting.check_mountpoint(str(tmp_path))
+    mounting.check_mountpoint(str(tmp_path))
+
+
 @pytest.mark.parametrize(
     ("said", "kind"),
     [

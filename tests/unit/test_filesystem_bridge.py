@@ -3,6 +3,7 @@
 import ctypes
 import errno
 import os
+import shutil
 import stat
 import sys
 import threading
@@ -236,6 +237,17 @@ def test_an_unusable_binding_says_what_to_install(monkeypatch: pytest.MonkeyPatc
             bindings.choose(choice)
     with pytest.raises(errors.MountError, match="libfuse2"):
         bindings.choose("fuse2")
+
+
+@pytest.mark.parametrize(("helper", "usable"), [("fusermount", "fuse2"), ("fusermount3", "fuse3")])
+def test_a_binding_needs_the_helper_that_its_library_runs(helper: str, usable: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For libfuse 2 that is `fusermount` alone; root mounts without one."""
+    monkeypatch.setattr(bindings, "_library", lambda binding: f"lib{binding}")
+    monkeypatch.setattr(os, "access", lambda _path, _mode: True)
+    monkeypatch.setattr(shutil, "which", lambda name: f"/bin/{name}" if name == helper else None)
+    for user, found in ((1000, {usable}), (0, set(bindings.BINDINGS))):
+        monkeypatch.setattr(os, "geteuid", lambda user=user: user)
+        assert {binding for binding, each in bindings.available().items() if each.usable} == found
 
 
 def test_allow_other_needs_leave_unless_root_asks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -47,3 +47,19 @@ def test_a_cache_folder_on_a_failing_disk_is_no_mistake(number: int, refused: bo
     monkeypatch.setattr(composition, "open_folder", fail)
     with pytest.raises(ConfigError, match="--cache-dir") if refused else contextlib.nullcontext():
         composition.check_cache_folder(load({"cache_dir": "/somewhere"}, environ={}))
+
+
+def test_a_cache_that_a_mount_would_go_without_is_told_with_the_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`optfs doctor` says so, and that nothing is wrong otherwise: a mount only warns."""
+
+    def problem(**options: str) -> str:
+        return composition.check_cache_folder(load({"cache_dir": str(tmp_path / "cache"), **options}, environ={}))
+
+    assert problem() == ""
+    assert "--cache-size 0" in problem(cache_size="0")
+    assert "--cache-size is less" in problem(cache_size="500KiB")
+    (tmp_path / "cache").chmod(0o777)
+    assert "others" in problem()
+    (tmp_path / "cache").chmod(0o700)
+    monkeypatch.setattr(os, "access", lambda _path, _mode: False)
+    assert "isn't writable" in problem()

@@ -1,6 +1,7 @@
 """The control socket: private, answering, and gone with its mount."""
 
 import contextlib
+import errno
 import os
 import socket
 import stat
@@ -321,6 +322,20 @@ def test_the_folder_follows_the_environment(monkeypatch: pytest.MonkeyPatch, tmp
 
 def test_a_survey_of_a_folder_that_is_no_mount_is_empty(tmp_path: Path) -> None:
     assert survey.mounts(tmp_path, tmp_path / "run") == []
+
+
+@pytest.mark.filterwarnings("error::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_look_that_fails_leaves_a_mount_silent(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As for want of descriptors: without a traceback, and the others have their answers."""
+    monkeypatch.setattr(mounts, "mounts", lambda: [mounts.Mount(f"/m{number}", mounts.FSTYPE, "", "0:1") for number in range(3)])
+
+    def ask(point: Path, _folder: Path | None) -> control.Document:
+        if str(point) == "/m1":
+            raise OSError(errno.EMFILE, "no more files")
+        return document(mountpoint=str(point))
+
+    monkeypatch.setattr(control, "ask_mount", ask)
+    assert [each["state"] for each in survey.mounts(folder=Path("/nonexistent"))] == ["mounted", "silent", "mounted"]
 
 
 def test_looks_that_hang_share_one_time_to_wait(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -264,6 +264,8 @@ def test_the_doctor_finds_everything_in_order_and_tells_each_failure(
     assert findings["aws credentials"].ok is False
     assert findings["cache"].ok is False
     assert services.token not in repr(findings)
+    found = settings(services, monkeypatch, tmp_path, cache_size="500KiB")
+    assert [finding.ok for finding in checks.run(found) if finding.name == "cache"] == [None]
 
 
 def test_the_doctor_says_of_providers_what_mount_does(services: Services, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

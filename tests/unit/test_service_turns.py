@@ -1,6 +1,7 @@
 """Turns: one at a time, given back in time, and nobody waits for ever."""
 
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -37,8 +38,9 @@ def test_the_second_waits_until_the_first_ends_its_turn(tmp_path: Path) -> None:
 def test_who_is_asked_to_give_up_waits_no_longer(tmp_path: Path) -> None:
     given_up = threading.Event()
     given_up.set()
-    with turn(threading.Event(), tmp_path), turn(given_up, tmp_path):
-        pass
+    began = time.monotonic()
+    with turn(threading.Event(), tmp_path), turn(given_up, tmp_path, patience=10 * PATIENCE):
+        assert time.monotonic() - began < PATIENCE
 
 
 def test_a_turn_that_never_ends_is_not_waited_for_long(tmp_path: Path) -> None:
