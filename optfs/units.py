@@ -16,7 +16,9 @@ from urllib.parse import urlsplit
 
 from optfs.values import MiB
 
-MINIMAL_MEMORY = 8 * MiB  # two blocks of a stream: with less, no read could be ahead of another
+MINIMAL_MEMORY = (
+    8 * MiB
+)  # less the shares of the cache and of malloc, that is 16 blocks of 256 KiB: with less, readers wait for one another
 
 Parser = Callable[[str], Any]
 

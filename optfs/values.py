@@ -89,7 +89,8 @@ class AccountRoot:
 
 
 LOOK_AGAIN = 0.2
-"""Seconds between two looks of a wait whether it goes on: the deadline's clock needn't be the one that it sleeps by, and who waits may be killed."""
+"""Seconds that a wait sleeps at most before it looks whether to go on: the deadline's clock may be another than that of the sleep, and the program
+that waits may be killed."""
 
 
 def never() -> bool:

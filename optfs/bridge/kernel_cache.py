@@ -7,8 +7,8 @@ The kernel keeps one set of attributes and one page cache a file, whatever versi
   (`LOOKUP_REVAL` in `fs/namei.c: do_filp_open`) and opens again, without the program noticing. The kernel takes an answer in the thread
   that asked, which may be late: while a change is new, an open is believed only of a thread that was itself told of the version, and
   nobody of another one since. (What remains: the kernel ignores an answer when it took a former one while the request was on its way.)
-- Pages across opens. They are kept (`keep_cache`) only when they come from the version that is opened. Of a file of which no other version
-  was opened they can't but do. Else, whose they are is noted when a file is closed, not when it is opened: the kernel drops former pages when
+- Pages across opens. They are kept (`keep_cache`) only if they come from the version that is opened. They do if no other version of the file
+  ever was. Otherwise whose they are is noted when a file is closed, not when it is opened: the kernel drops former pages when
   it takes the answer to an open, and another open may overtake that. A handle that was never read says nothing: that answer may have been a
   refusal, or may not have been taken at all. One that was read and is still open says the same as one that was closed.
   Pages aren't dropped without need also because that waits for those that are being read: at a second open of a file whose bytes don't come,
@@ -30,8 +30,9 @@ least one lifetime and forgotten after two; memory is bounded by what is told me
 told is noted before it is looked whether the file is open: whichever comes second sees the other. Versions in the page cache are an LRU
 of `MAX_PAGES`; forgetting one costs its pages, and from then on a file that isn't remembered may have been opened before.
 
-Locks: `_lock` is a leaf and guards all but what was told, `_reads`, and `_unread`, whose single operations are atomic: a lost race between telling
-and turning loses one record's second lifetime, never its first.
+Locks: `_lock` is a leaf. It guards each change of the fields below it, and looks that need two of them to agree; others go without. What was told,
+`_reads` and `_unread` have none, as their single operations are atomic: a lost race between telling and turning loses one record's second
+lifetime, never its first.
 """
 
 import threading

@@ -8,7 +8,7 @@ Rules: no method raises, and `put` waits for the disk no longer than `handover.P
 `backlog` bytes (they count towards `--memory`); what comes on top is dropped and fetched again another time. A use is noted at most once a
 minute a block.
 
-Locks: `_lock` guards the counters of reads and of damage; it is a leaf, never held over I/O, as are those of `handover` and `health`. The folder is
+Locks: `_lock` guards the counter of damage; it is a leaf, never held over I/O, as are those of `handover` and `health`. The folder is
 replaced by the writer as a whole; a reader takes one reference and uses that, and descriptors live as long as a reference does.
 
 Threads: any thread calls `get`, `get_range`, `put`, `cached_bytes`, `stats`; make a cache after forking, as threads don't survive a fork.
@@ -61,8 +61,6 @@ class CacheStats:
         state: "on", "off" (by configuration), or why it doesn't work.
         limit: bytes.
         size: what the blocks of all mounts take, bytes, when the writer last looked.
-        hits, misses: calls of `get` and `get_range`.
-        hit_bytes: bytes that they returned.
         stored, stored_bytes: blocks written, and their bytes.
         dropped: blocks that weren't written, as the disk didn't keep up, had no room, or failed.
         damaged: blocks that failed their check.
@@ -73,9 +71,6 @@ class CacheStats:
     state: str
     limit: int
     size: int = 0
-    hits: int = 0
-    misses: int = 0
-    hit_bytes: int = 0
     stored: int = 0
     stored_bytes: int = 0
     dropped: int = 0
@@ -110,7 +105,7 @@ class DiskCache:
         self._writer = Writer(folder, Limits(limit, min_free, statvfs), self._handover, Health("writing", clock), wall)
         # Guarded by _lock, a leaf.
         self._lock = threading.Lock()
-        self._hits = self._misses = self._hit_bytes = self._damaged = 0
+        self._damaged = 0
         self._warned_of_damage = False
         self._writer.start()
 
@@ -150,9 +145,6 @@ class DiskCache:
                 state=self._writer.health.reason or self._reading.reason or "on",
                 limit=self._limit,
                 size=written.size,
-                hits=self._hits,
-                misses=self._misses,
-                hit_bytes=self._hit_bytes,
                 stored=written.stored,
                 stored_bytes=written.stored_bytes,
                 dropped=written.dropped,
@@ -170,19 +162,9 @@ class DiskCache:
         self._writer.join(_CLOSE_LIMIT * 1.2)  # the block being written when time was up
 
     def _read(self, key: BlockKey, read: Callable[[Folder], _Data | None]) -> _Data | None:
-        """Return what `read` returns of the block, counted."""
-        data = self._checked(key, read) if not self._handover.closed and self._reading.usable() else None
-        with self._lock:
-            if data is None:
-                self._misses += 1
-            else:
-                self._hits += 1
-                self._hit_bytes += len(data)
-        return data
-
-    def _checked(self, key: BlockKey, read: Callable[[Folder], _Data | None]) -> _Data | None:
+        """Return what `read` returns of the block."""
         folder = self._writer.folder
-        if folder is None or key.length <= 0:
+        if folder is None or key.length <= 0 or self._handover.closed or not self._reading.usable():
             return None
         name = block_name(key)
         try:

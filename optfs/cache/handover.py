@@ -29,12 +29,12 @@ IDLE = 30.0
 """Seconds after which an idle writer looks at the free space."""
 
 PATIENCE = 1.0
-"""Seconds. With 0.3 a loaded machine still dropped a block of a GiB now and then, and the file was not whole in the cache. On a stuck disk, 24
-workers that wait so long for each block of 4 MiB still fetch 100 MB/s."""
+"""Seconds. With 0.3 a loaded machine still dropped a block of a GiB now and then, and the file was not whole in the cache. On a stuck disk, 36
+workers that wait so long for each block of 4 MiB still fetch 150 MB/s."""
 
 PATIENT = MiB
-"""Bytes that are waited for so long, fewer for as much less: workers come by 1 MiB/s each, whatever readers ask for. Those that waited a second
-for each piece of 128 KiB gave 64 readers of 1 MiB four reads a second on a stuck disk, the last after 24 s."""
+"""Bytes. A block of so many or more is waited for that long, a shorter one in proportion, so that a worker brings 1 MiB/s at least whatever its
+size. Workers that waited a second for each piece of 128 KiB gave 64 readers of 1 MiB four reads a second on a stuck disk, the last after 24 s."""
 
 _TOUCHES_REMEMBERED = 20_000
 _PENDING_LIMIT = 10_000

@@ -4,7 +4,8 @@ Subcommands are modules of this package with a click command named `command`, im
 `--help` load none of the libraries that a mount needs.
 
 Exit codes: 0 done; 1 a bug, a check that failed, or output that can't be written; 2 wrong usage or configuration; 3 the token or the
-credentials were refused; 4 the service can't be reached; 5 FUSE is missing or refuses; 130 interrupted, 143 terminated before it was done.
+credentials were refused; 4 the service can't be reached; 5 FUSE is missing or refuses; 128 and the
+number of a signal that ended it before it was done (130 interrupted, 143 terminated).
 """
 
 import difflib

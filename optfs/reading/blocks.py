@@ -29,6 +29,7 @@ import threading
 from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from enum import Enum
 from typing import get_args
 
 from optfs.buffers import Buffer, is_viewed
@@ -48,6 +49,15 @@ SPARES = 16
 LENT = 16
 """Buffers that are expected back; what is beyond is let go. On a slow disk the cache's writer has eight in hand, and readers some for a moment."""
 MOST_FAILURES = 1000
+
+
+class Refusal(Enum):
+    """Why a fetch ahead isn't admitted."""
+
+    KNOWN = 0
+    """Its first part is resident or in flight already."""
+    NO_ROOM = 1
+    """There is none for it now, or readers of the provider wait for some."""
 
 
 def nothing() -> None:
@@ -204,18 +214,18 @@ class Blocks:
                 self._room.notify_all()
             return False
 
-    def ahead(self, fetch: Fetch) -> bool | None:
-        """Admit a fetch that nobody waits for; None: its first part is known already; False: there is no room now."""
+    def ahead(self, fetch: Fetch) -> Refusal | None:
+        """Admit a fetch that nobody waits for, or return why not."""
         first = fetch.parts[0]
         with self._lock:
             if first in self._read or first in self._ahead or first in self._flights:
                 self._want_again(first)
-                return None
+                return Refusal.KNOWN
             waited_for = any(self._queues[fetch.info.provider, bound] for bound in (False, True))
             if self._closed or waited_for or not self._make_room(fetch, for_reader=False):
-                return False
+                return Refusal.NO_ROOM
             self._admit(fetch)
-            return True
+            return None
 
     def arrived(self, fetch: Fetch, *, from_disk: int) -> None:
         """All bytes of a fetch are there, `from_disk` of them from the block cache; its room stays taken until `landed`."""

@@ -27,7 +27,7 @@ from functools import partial
 from typing import TypeVarTuple
 
 from optfs.errors import DeadlineExceeded, OptfsError, OutOfMemory, ReadDenied, ServiceError, ServiceUnavailable, VersionGone
-from optfs.reading.blocks import Blocks, nothing
+from optfs.reading.blocks import Blocks, Refusal, nothing
 from optfs.reading.fetches import Fetch, Part, Ticket
 from optfs.reading.lookups import Found, Lookups
 from optfs.reading.pace import Pace
@@ -89,13 +89,13 @@ class Fetcher:
         if fetch.demand():
             self._start_demanded(fetch)
 
-    def ahead(self, info: ObjectInfo, parts: tuple[Part, ...]) -> Fetch | bool:
-        """Queue a fetch that nobody waits for and return it; True: it is known already; False: there is no room now."""
+    def ahead(self, info: ObjectInfo, parts: tuple[Part, ...]) -> Fetch | Refusal:
+        """Queue a fetch that nobody waits for and return it, or why there is none."""
         fetch = Fetch(info, parts, demanded=False)
         fetch.missed = self._lookups is None or self._lookups.hangs()
-        admitted = self._blocks.ahead(fetch)
-        if not admitted:
-            return admitted is None
+        refusal = self._blocks.ahead(fetch)
+        if refusal is not None:
+            return refusal
         self._start(fetch)
         return fetch
 

@@ -7,8 +7,8 @@ although the rest is still on its way, and although the rest may fail later.
 The pool's queue holds a `Ticket`, not the fetch, and a ticket forgets its fetch when a worker takes it: a fetch that was queued twice (ahead,
 then again because a reader came) would otherwise keep its buffer alive until the second job's turn.
 
-Locks: `Fetch._changed` is a leaf and guards what stands below its comment; nobody calls out under it. The lock of `blocks.Blocks` guards `used`,
-`admitted` and `bound`, and `spare` before the fetch is admitted and after it was given up.
+Locks: `Fetch._changed` is a leaf and guards what stands below its comment, but for looks at one field alone; nobody calls out under it. The lock of
+`blocks.Blocks` guards `used`, `passed`, `admitted` and `bound`, and `spare` before the fetch is admitted and after it was given up.
 """
 
 import threading

@@ -29,7 +29,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from optfs.cache.protocol import BlockCache
 from optfs.errors import DeadlineExceeded, OptfsError, OutOfMemory
-from optfs.reading.blocks import Blocks
+from optfs.reading.blocks import Blocks, Refusal
 from optfs.reading.counters import Counters
 from optfs.reading.fetcher import Fetcher, Gone
 from optfs.reading.fetches import Fetch, Ident, Part, Ticket
@@ -146,7 +146,7 @@ class Files:
             walk.learn(position, known)
             wanted = self._walks.wanted(walk)
         for at, file in wanted:
-            if file.size and not self.fetcher.ahead(file, ((ident_of(file), 0, min(file.size, self.block)),)):
+            if file.size and self.fetcher.ahead(file, ((ident_of(file), 0, min(file.size, self.block)),)) is Refusal.NO_ROOM:
                 with self._lock:
                     self._walks.give_back(walk, at)
                 return
@@ -222,10 +222,11 @@ class OpenFile:
     def _note(self, offset: int, end: int) -> list[tuple[int, int]]:
         """Tell the policy of a read, give up what the stream has passed, and return what to fetch ahead."""
         sequence = self._sequence
-        cap = self._files.cap(self) if sequence.streaming or offset == 0 else 2 * self._block
+        streaming = sequence.streaming or offset == 0  # without the lock: a stale value is put right by the next read
+        cap = self._files.cap(self) if streaming else 2 * self._block
         with self._lock:
             sequence.note(offset, end)
-            ahead = list(sequence.ahead(cap))
+            ahead = sequence.ahead(cap)
             passed, ended = self._pass(min(offset, sequence.frontier)), sequence.ended
         for begin in passed:
             self._blocks.drop(self._part(begin))
@@ -256,7 +257,7 @@ class OpenFile:
         for start, length in ahead:
             parts = (self._part(start),) if start % self._block == 0 else pieces(self._ident, start, start + length)
             fetch = self._files.fetcher.ahead(self.info, parts)
-            if fetch is False:
+            if fetch is Refusal.NO_ROOM:
                 refused = start
                 break
             if isinstance(fetch, Fetch):

@@ -9,8 +9,8 @@ Rules:
   cached stays readable meanwhile. Few other threads look (`aside`), so that a disk that hangs leaves enough that bring bytes from a store.
 - The disk hangs as long as a look is running that began more than `patience` seconds ago, unless one that began later found something in time: then
   it is that one read which hangs. So looks that hang tell, by ending, that the disk answers; and every `TRY_AGAIN` seconds another may try,
-  as long as enough threads are left. What isn't in the folder tells nothing: the kernel knows that without the disk. So it may
-  a block that was written lately; that is why no more than `MOST_HANGING` looks are held to hang on their own.
+  as long as enough threads are left. A miss proves nothing, as the kernel answers it without the disk; nor does a hit on a block
+  that was written lately, which the page cache may have. So at most `MOST_HANGING` looks are taken for single reads that hang.
 
 Lock: `_lock` guards what stands below it. It is a leaf, held over nothing else.
 """

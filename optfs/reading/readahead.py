@@ -14,7 +14,7 @@ Rules
   and never fetches more than `GROWTH` times what was read.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Generic, TypeVar
 
 from optfs.values import KiB, MiB
@@ -79,13 +79,15 @@ class AccessPattern:
                 return True
         return self._note_elsewhere(start, end)
 
-    def ahead(self, cap: int) -> Iterator[tuple[int, int]]:
-        """Yield `(start, length)` of what to fetch ahead now, nearest first; `scheduled` is behind what was yielded, so break before refused ones.
+    def ahead(self, cap: int) -> list[tuple[int, int]]:
+        """Return `(start, length)` of what to fetch ahead now, nearest first, at most `cap` bytes beyond the frontier.
 
-        A range that begins at a multiple of the block is a block; any other is a run of pieces.
+        It counts as scheduled: who can't fetch all of it sets `scheduled` back. A range that begins at a multiple of the block is a block; any other
+        is a run of pieces.
         """
+        found: list[tuple[int, int]] = []
         if not self.streaming:
-            return
+            return found
         block, size = self._block, self._size
         window = min(cap, GROWTH * (self.frontier - self.origin))
         if self.origin == 0:
@@ -107,9 +109,10 @@ class AccessPattern:
                     at = self.scheduled = rest
                     continue
                 if length < RUN and at + length < rest:
-                    return
-            yield at, length
+                    return found
+            found.append((at, length))
             at = self.scheduled = at + length
+        return found
 
     def by_block(self, begin: int) -> bool:
         """Return whether the stream covers the block at `begin` from its start, so that fetching it whole wastes nothing."""

@@ -149,7 +149,7 @@ class Mount:
             with contextlib.suppress(OptfsError):
                 self.catalog.children(path, Deadline.after(time.monotonic, self.config.timeout))
 
-        with contextlib.suppress(OptfsError), ThreadPoolExecutor(FIRST_TYPES) as threads:
+        with contextlib.suppress(OptfsError), ThreadPoolExecutor(FIRST_TYPES, "first-list") as threads:
             list(threads.map(list_folder, types()[:FIRST_TYPES]))
 
     def _totals(self) -> Totals:

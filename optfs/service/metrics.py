@@ -20,7 +20,7 @@ _COUNTERS: tuple[tuple[str, str, str], ...] = (
     ("optfs_fetched_bytes", "Bytes of objects fetched.", "bytes_fetched"),
     ("optfs_read_bytes", "Bytes handed out to readers.", "bytes_read"),
     ("optfs_retries", "Requests made again.", "retries"),
-    ("optfs_errors", "Operations that failed after all retries.", "errors"),
+    ("optfs_errors", "Operations that failed for good.", "errors"),
     ("optfs_cache_hits", "Fetches that the cache answered.", "cache.hits"),
     ("optfs_cache_misses", "Fetches that the cache didn't answer, or not all of it.", "cache.misses"),
     ("optfs_readahead_unused_bytes", "Bytes fetched ahead and never read.", "readahead.unused"),

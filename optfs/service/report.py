@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import optfs
+from optfs.credentials.renewal import RenewalStatus
+from optfs.reading.counters import Counters
 from optfs.service.composition import Mount
 
 
@@ -19,8 +21,8 @@ def document(mount: Mount) -> dict[str, Any]:
     """Return the document."""
     reading = mount.files.counters()
     cache = dataclasses.asdict(mount.cache_stats())
-    if cache["state"] != "off":  # the cache itself counts each look-up: of a block, or of one that holds it, or of each of its pieces
-        cache |= {"hits": reading.disk_hits, "misses": reading.misses, "hit_bytes": reading.disk_bytes}
+    looked_up = reading if cache["state"] != "off" else Counters()  # without a cache nothing is missed
+    cache |= {"hits": looked_up.disk_hits, "misses": looked_up.misses, "hit_bytes": looked_up.disk_bytes}
     snapshots = [each.counters.snapshot() for each in mount.connected]
     requests: Counter[str] = Counter({"list": 0, "get": 0})
     statuses: Counter[str] = Counter()
@@ -66,7 +68,7 @@ def resident() -> int:
         return 0
 
 
-def _credential(status: Any) -> dict[str, Any]:
+def _credential(status: RenewalStatus) -> dict[str, Any]:
     fields = dataclasses.asdict(status)
     fields["expires_at"] = moment(status.expires_at)
     fields["expires_in"] = round(status.expires_at - time.time()) if status.expires_at else None

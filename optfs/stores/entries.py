@@ -4,11 +4,22 @@ from datetime import UTC, datetime
 from functools import lru_cache
 
 from optfs.errors import InvalidResponse
-from optfs.values import ListPage, ObjectInfo
+from optfs.values import AccountRoot, ListPage, ObjectInfo
 
 _SIZES = range(1 << 63)  # what `off_t` can tell
 _TIMES = 1 << 40
 """Seconds before and after 1970 that `time_t` and a file manager can tell."""
+
+
+def check_below(root: AccountRoot, prefix: str) -> None:
+    """See that a listing stays within the account.
+
+    Raises:
+        ValueError: it doesn't; the export's policy denies it.
+
+    """
+    if not prefix.startswith(root.prefix):
+        raise ValueError("a listing must stay below the account's prefix")
 
 
 def check_page(page: ListPage, prefix: str, service: str) -> ListPage:

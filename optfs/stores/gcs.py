@@ -21,7 +21,7 @@ from urllib3.response import BaseHTTPResponse
 from optfs.credentials.protocol import CredentialSource, GcpCredential
 from optfs.errors import OptfsError
 from optfs.stores.counters import StoreCounters
-from optfs.stores.entries import parse_time
+from optfs.stores.entries import check_below, parse_time
 from optfs.stores.gcs_answers import check_members, check_prefix, check_read, current_credential, failure, no_listing
 from optfs.stores.protocol import Progress
 from optfs.stores.ranges import range_header
@@ -80,8 +80,7 @@ class GcsStore:
 
     def list_page(self, prefix: str, *, delimiter: str | None, continuation: str | None, deadline: Deadline) -> ListPage:
         """Return one page; see `Store`."""
-        if not prefix.startswith(self._root.prefix):
-            raise ValueError("a listing must stay below the account's prefix")
+        check_below(self._root, prefix)
         query = {"prefix": prefix, "maxResults": str(PAGE_OBJECTS), "fields": FIELDS}
         if delimiter is not None:
             query["delimiter"] = delimiter

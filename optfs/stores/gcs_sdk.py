@@ -29,6 +29,7 @@ from optfs.answers import POOLS
 from optfs.credentials.protocol import CredentialSource, GcpCredential
 from optfs.errors import OptfsError
 from optfs.stores.counters import RequestKind, StoreCounters
+from optfs.stores.entries import check_below
 from optfs.stores.exchange import Exchange, Exchanges, Read, receive, unasked
 from optfs.stores.gcs import ENDPOINT, FIELDS, PAGE_LIMIT, PAGE_OBJECTS
 from optfs.stores.gcs_answers import check_members, check_prefix, check_read, current_credential, failure, no_listing
@@ -84,8 +85,7 @@ class GcsSdkStore:
 
     def list_page(self, prefix: str, *, delimiter: str | None, continuation: str | None, deadline: Deadline) -> ListPage:
         """Return one page; see `Store`."""
-        if not prefix.startswith(self._root.prefix):
-            raise ValueError("a listing must stay below the account's prefix")
+        check_below(self._root, prefix)
         exchange = self._exchange(deadline, None)
         with self._exchanges.entered(exchange):
             try:

@@ -11,7 +11,8 @@ Rules:
 Objects' bodies are read from the file below urllib3's response: its own `read1`, which listings and errors are read by, costs 2.3 times the CPU
 over TLS, where data come in records of 16 KiB. Without TLS the kernel gathers what arrives of a long body (`MSG_WAITALL`), up to `GATHER` bytes
 or `NEWS` seconds a call: Python's own way takes the interpreter lock twice for each 200 KiB, once to wait and once to read. Over TLS it is taken for
-each record, and 24 threads that do that at once mostly switch; so what has arrived is read by `TURNS` threads at a time, up to `PIECE` bytes a turn.
+each record, and dozens of threads that do that at once mostly switch; so what has arrived is read by `TURNS` threads at a time, up to `PIECE` bytes
+a turn.
 
 Locks: `TURNS` is held over calls that don't block, and over nothing else.
 """

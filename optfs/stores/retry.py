@@ -9,8 +9,8 @@ Rules:
 - A try that the deadline would cut off isn't made. When time runs out, the last failure is raised if the service did answer, as it says
   more; DeadlineExceeded if there was only silence.
 - A read goes on where it broke off: what has arrived of a pinned version is right. Only tries in a row that brought no byte are counted.
-- A rejected credential is renewed once (`CredentialSource.reject` lets many who were refused share one renewal). If the next is rejected
-  before it brought anything, the operation ends; once it has, it is told to be accepted, and may be renewed in its turn.
+- A rejected credential is renewed once (`CredentialSource.reject` lets many who were refused share one renewal). If the renewed one
+  is rejected before it brought a byte, the operation ends. Its first byte shows it to be accepted, and from then on it may be renewed in turn.
 - Each change of state is logged once: the store fails, the store works again.
 
 Lock: `_state_lock` guards `_failing`, a leaf. No lock is held over a request or a pause.

@@ -19,7 +19,7 @@ from urllib3.response import BaseHTTPResponse
 from optfs.credentials.protocol import AwsCredential, CredentialSource
 from optfs.errors import OptfsError
 from optfs.stores.counters import StoreCounters
-from optfs.stores.entries import check_page
+from optfs.stores.entries import check_below, check_page
 from optfs.stores.protocol import Progress
 from optfs.stores.ranges import range_header
 from optfs.stores.s3_answers import check_read, failure
@@ -71,8 +71,7 @@ class S3Store:
 
     def list_page(self, prefix: str, *, delimiter: str | None, continuation: str | None, deadline: Deadline) -> ListPage:
         """Return one page; see `Store`."""
-        if not prefix.startswith(self._root.prefix):
-            raise ValueError("a listing must stay below the account's prefix")
+        check_below(self._root, prefix)
         query = {"encoding-type": "url", "list-type": "2", "max-keys": str(PAGE_KEYS), "prefix": prefix}
         if delimiter is not None:
             query["delimiter"] = delimiter

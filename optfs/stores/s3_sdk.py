@@ -32,7 +32,7 @@ from optfs.answers import with_answers
 from optfs.credentials.protocol import AwsCredential, CredentialSource
 from optfs.errors import OptfsError, ServiceError
 from optfs.stores.counters import StoreCounters
-from optfs.stores.entries import check_page
+from optfs.stores.entries import check_below, check_page
 from optfs.stores.exchange import Exchange, Exchanges, Read, receive, unasked
 from optfs.stores.network import find_proxy, safe_server, server, tls_context
 from optfs.stores.protocol import Progress
@@ -87,8 +87,7 @@ class S3SdkStore:
 
     def list_page(self, prefix: str, *, delimiter: str | None, continuation: str | None, deadline: Deadline) -> ListPage:
         """Return one page; see `Store`."""
-        if not prefix.startswith(self._root.prefix):
-            raise ValueError("a listing must stay below the account's prefix")
+        check_below(self._root, prefix)
         asked: dict[str, Any] = {"Prefix": _Name(prefix), "MaxKeys": PAGE_KEYS, "EncodingType": "url"}
         if delimiter is not None:
             asked["Delimiter"] = delimiter

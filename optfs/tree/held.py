@@ -371,7 +371,7 @@ class HeldListings:
             logger.warning("%a can't be listed any more on %s, of which is shown what was last seen: %s", unit, provider, why)
 
     def _evict(self) -> None:
-        """Drop the least recently used listings while too much is held. Empty ones count as one object. Called with the lock."""
+        """Drop the least recently used listings while too much is held. Each counts as one object more, so that empty ones do. Called with the lock."""
         while self._objects + len(self._held) > self._max_objects and len(self._held) > 1:
             _, dropped = self._held.popitem(last=False)
             self._objects -= dropped.listing.objects

@@ -49,7 +49,7 @@ class Listing:
         asked_at: when the first request began, by the monotonic clock.
         took: seconds from then until it was made.
         left_out: keys that no file system can show.
-        providers: stores that were asked for it, or for the former one where they refused.
+        providers: stores of which it was made: that were asked for it, or for the former one where they refused.
         refused: stores that refused it, and with which words; what they were last seen to hold is in it.
 
     """

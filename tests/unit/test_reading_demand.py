@@ -10,7 +10,7 @@ from dataclasses import replace
 import pytest
 
 from optfs.errors import Abandoned, DeadlineExceeded
-from optfs.reading.blocks import Blocks
+from optfs.reading.blocks import Blocks, Refusal
 from optfs.reading.fetches import Fetch, Part
 from optfs.reading.files import ident_of
 from optfs.reading.readahead import BLOCK, PIECE
@@ -43,7 +43,7 @@ def test_what_is_cached_is_read_while_every_worker_waits_for_a_silent_store() ->
         stuck = [started(files.open(info(f"stuck-{number}", 1000), nothing_follows).read, 0, 1000) for number in range(9)]
         until(lambda: len(store.requests) == 1 + 3)
         part = (ident_of(info("cached", 1000)), 0, 1000)
-        assert files.fetcher.ahead(info("cached", 1000), (part,))
+        assert files.fetcher.ahead(info("cached", 1000), (part,)) is not Refusal.NO_ROOM
         check(files.open(info("cached", 1000), nothing_follows), 0, 1000)
         store.gate.set()
         ended(*stuck)
@@ -192,7 +192,7 @@ def test_without_memory_to_queue_a_fetch_its_block_can_be_read_the_next_time(mon
     with reading(store) as files:
         check(files.open(info("a", 1000), nothing_follows), 0, 1000)  # its reader tries for itself
         assert refused
-        assert files.fetcher.ahead(info("b", 1000), ((ident_of(info("b", 1000)), 0, 1000),))
+        assert files.fetcher.ahead(info("b", 1000), ((ident_of(info("b", 1000)), 0, 1000),)) is not Refusal.NO_ROOM
         check(files.open(info("b", 1000), nothing_follows), 0, 1000)
 
 
@@ -283,11 +283,12 @@ class Held(FakeStore):
         with self._changed:
             return sorted(self._held)
 
-    def let_go(self, starts: Iterable[int]) -> None:
-        """Let requests end."""
+    def let_go(self, starts: Iterable[int]) -> "Held":
+        """Let requests end, and return this."""
         with self._changed:
             self._held -= set(starts)
             self._changed.notify_all()
+        return self
 
 
 def test_after_a_long_wait_half_as_many_requests_run_ahead_of_readers() -> None:
@@ -319,7 +320,7 @@ def test_after_a_long_wait_half_as_many_requests_run_ahead_of_readers() -> None:
             assert store.peak <= 4
             clock.now += PATIENCE / 8
             reader = started(read, first, size)
-            until(lambda: store.let_go(store.held()[:1]) or store.peak == 8)
+            until(lambda: store.let_go(store.held()[:1]).peak == 8)
             assert reader.is_alive()
         finally:
-            until(lambda: store.let_go(store.held()) or not reader.is_alive())
+            until(lambda: store.let_go(store.held()) is store and not reader.is_alive())

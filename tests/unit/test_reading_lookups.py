@@ -11,7 +11,7 @@ from optfs.buffers import Buffer
 from optfs.cache.protocol import BlockKey
 from optfs.errors import Abandoned, DeadlineExceeded, OutOfMemory, ServiceError
 from optfs.reading import lookups as reading_lookups
-from optfs.reading.blocks import Blocks
+from optfs.reading.blocks import Blocks, Refusal
 from optfs.reading.fetches import Fetch, Part
 from optfs.reading.files import Files, ident_of
 from optfs.reading.lookups import Lookups
@@ -97,7 +97,7 @@ def test_a_cache_disk_is_asked_again_as_soon_as_it_has_answered() -> None:
     store, cache, clock = FakeStore(), HangingCache(), HandClock()
     with reading(store, cache, clock=clock) as files:
         try:
-            assert files.fetcher.ahead(info("late", 1000), (part_of("late"),))
+            assert files.fetcher.ahead(info("late", 1000), (part_of("late"),)) is not Refusal.NO_ROOM
             assert cache.asked.wait(PATIENCE)
             assert not lookups_of(files).hangs()
             clock.now += reading_lookups.PATIENCE
@@ -109,13 +109,13 @@ def test_a_cache_disk_is_asked_again_as_soon_as_it_has_answered() -> None:
             for name in ("d", "e"):
                 check(files.open(info(name, 1000), nothing_follows), 0, 1000)
             until(lambda: cache.gets == 3)
-            assert files.fetcher.ahead(info("f", 1000), (part_of("f"),))
+            assert files.fetcher.ahead(info("f", 1000), (part_of("f"),)) is not Refusal.NO_ROOM
             until(lambda: len(store.requests) == 6)
         finally:
             cache.gate.set()
         until(lambda: not lookups_of(files).hangs())
         hold(cache, "held")
-        assert files.fetcher.ahead(info("held", 1000), (part_of("held"),))
+        assert files.fetcher.ahead(info("held", 1000), (part_of("held"),)) is not Refusal.NO_ROOM
         until(lambda: files.blocks.find(part_of("held"), 0) is not None)
     assert sorted(key for key, _, _ in store.requests) == ["a", "b", "c", "d", "e", "f", "late"]
 
@@ -125,7 +125,7 @@ def hanging(files: Files, cache: HangingCache, *keys: str) -> Iterator[None]:
     """Have the looks for some objects hang that are fetched ahead, until the end."""
     try:
         for key in keys:
-            assert files.fetcher.ahead(info(key, 1000), (part_of(key),))
+            assert files.fetcher.ahead(info(key, 1000), (part_of(key),)) is not Refusal.NO_ROOM
         until(lambda: cache.gets == len(keys))
         yield
     finally:
@@ -177,7 +177,7 @@ def test_a_block_that_hangs_while_others_are_found_is_no_disk_that_hangs() -> No
         assert lookups_of(files)._tried_at < clock.now
         check(files.open(info("a", 1000), nothing_follows), 0, 1000)
         until(lambda: not lookups_of(files).hangs())
-        assert files.fetcher.ahead(info("b", 1000), (part_of("b"),))
+        assert files.fetcher.ahead(info("b", 1000), (part_of("b"),)) is not Refusal.NO_ROOM
         until(lambda: files.blocks.find(part_of("b"), 0) is not None)
     cache, clock = BadSector("bad"), HandClock()
     hold(cache, "a")
@@ -217,7 +217,7 @@ def test_a_disk_that_began_to_hang_while_a_reader_waited_for_room_is_not_waited_
     store, cache, clock = FakeStore(), HangingCache(), HandClock()
     with reading(store, cache, clock=clock) as files:
         try:
-            assert files.fetcher.ahead(info("late", 1000), (part_of("late"),))
+            assert files.fetcher.ahead(info("late", 1000), (part_of("late"),)) is not Refusal.NO_ROOM
             assert cache.asked.wait(PATIENCE)
             real = Blocks.demand
 
@@ -270,10 +270,10 @@ def test_a_cache_disk_that_hangs_leaves_threads_that_fetch(monkeypatch: pytest.M
     with reading(store, cache, clock=clock, threads=4) as files:
         try:
             for number in range(12):
-                assert files.fetcher.ahead(info(f"ahead-{number}", 1000), (part_of(f"ahead-{number}"),))
+                assert files.fetcher.ahead(info(f"ahead-{number}", 1000), (part_of(f"ahead-{number}"),)) is not Refusal.NO_ROOM
             until(lambda: cache.gets == 2)  # a thread that fetches, and one that looks: others are kept for readers
             clock.now += reading_lookups.PATIENCE
-            assert files.fetcher.ahead(info("new", 1000), (part_of("new"),))
+            assert files.fetcher.ahead(info("new", 1000), (part_of("new"),)) is not Refusal.NO_ROOM
             until(lambda: [key for key, _, _ in store.requests] == ["new"])
             for name in ("a", "ahead-0", "ahead-11"):
                 check(files.open(info(name, 1000), nothing_follows), 0, 1000)
@@ -288,7 +288,7 @@ def test_what_is_fetched_ahead_is_looked_for_once_though_a_reader_comes_for_it()
     for name in ("held", "other"):
         hold(cache, name)
     with reading(store, cache) as files:
-        assert files.fetcher.ahead(info("held", 1000), (part_of("held"),))
+        assert files.fetcher.ahead(info("held", 1000), (part_of("held"),)) is not Refusal.NO_ROOM
         assert cache.asked.wait(PATIENCE)
         readers = [started(check, files.open(info("held", 1000), nothing_follows), 0, 1000)]
         flight = files.blocks.flight(part_of("held"))
@@ -317,7 +317,7 @@ def test_threads_that_fetch_look_again_and_again() -> None:
     cache.get = get  # type: ignore[method-assign]
     with reading(store, cache) as files:
         for number in range(3 * reading_lookups.ASIDE):
-            assert files.fetcher.ahead(info(f"ahead-{number}", 1000), (part_of(f"ahead-{number}"),))
+            assert files.fetcher.ahead(info(f"ahead-{number}", 1000), (part_of(f"ahead-{number}"),)) is not Refusal.NO_ROOM
         assert files.blocks.wait_idle(Deadline.after(time.monotonic, PATIENCE))
         aside = lookups_of(files).aside
         until(lambda: aside._value == reading_lookups.ASIDE)
@@ -408,7 +408,7 @@ def test_a_look_that_finds_no_memory_does_not_end_what_a_worker_has_begun() -> N
     cache = HangingCache(starve=True)
     fetch = Fetch(info("a", 1000), ((ident_of(info("a", 1000)), 0, 1000),), demanded=False)
     with reading(FakeStore(), cache) as files:
-        assert files.blocks.ahead(fetch)
+        assert files.blocks.ahead(fetch) is None
         look = started(files.fetcher._look, fetch.ticket)
         assert cache.asked.wait(PATIENCE)
         assert fetch.begin()

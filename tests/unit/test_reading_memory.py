@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from optfs.errors import AccessDenied, OptfsError, ServiceUnavailable
-from optfs.reading.blocks import FRESH
+from optfs.reading.blocks import FRESH, Refusal
 from optfs.reading.files import Files, OpenFile, ident_of
 from optfs.reading.readahead import BLOCK
 from optfs.values import KiB, MiB, ObjectInfo
@@ -64,9 +64,9 @@ def test_abandoned_fetches_ahead_make_room_after_a_while() -> None:
         until(lambda: files.counters().fresh_bytes == 16 * MiB)
         late = info("late", block)
         part = (("aws", "late", "1"), 0, block)
-        assert files.fetcher.ahead(late, (part,)) is False
+        assert files.fetcher.ahead(late, (part,)) is Refusal.NO_ROOM
         clock.now += FRESH + 1
-        assert files.fetcher.ahead(late, (part,)) is not False
+        assert files.fetcher.ahead(late, (part,)) is not Refusal.NO_ROOM
         assert files.counters().unused_bytes == block
 
 
@@ -87,7 +87,7 @@ def test_what_arrives_for_a_stream_that_was_closed_makes_room_at_once() -> None:
         assert files.counters().fresh_bytes >= block
         for at in range(15):
             other = info(f"other-{at}", block)
-            assert files.fetcher.ahead(other, ((ident_of(other), 0, block),)) is not False
+            assert files.fetcher.ahead(other, ((ident_of(other), 0, block),)) is not Refusal.NO_ROOM
             until(lambda: not files.blocks._flights)
 
 
@@ -151,7 +151,7 @@ def test_what_a_closed_stream_fetched_ahead_stays_for_a_reader_that_came_for_it_
     with reading(store, memory=16 * MiB) as files:
         part = (ident_of(big), 0, files.block)
         store.gate.clear()
-        assert files.fetcher.ahead(big, (part,))
+        assert files.fetcher.ahead(big, (part,)) is not Refusal.NO_ROOM
         files.blocks.abandon(part)
         reader = started(check, files.open(big, nothing_follows), 0, 1000)
         flight = files.blocks.flight(part)
@@ -226,7 +226,7 @@ def fill_ahead(files: Files, name: str) -> int:
     """Fetch blocks ahead that nobody will read, until there is no room; return how many."""
     for at in range(1000):
         part = (("aws", f"{name}-{at}", "1"), 0, files.block)
-        if files.fetcher.ahead(info(f"{name}-{at}", files.block), (part,)) is False:
+        if files.fetcher.ahead(info(f"{name}-{at}", files.block), (part,)) is Refusal.NO_ROOM:
             return at
     raise AssertionError("memory has no bound")
 
@@ -277,7 +277,7 @@ def test_a_fetch_ahead_that_a_reader_joined_is_used() -> None:
     store.gate.clear()
     small = info("small", MiB)
     with reading(store) as files:
-        assert files.fetcher.ahead(small, ((("aws", "small", "1"), 0, MiB),)) is not False
+        assert files.fetcher.ahead(small, ((("aws", "small", "1"), 0, MiB),)) is not Refusal.NO_ROOM
         until(lambda: len(store.requests) == 1)
         check(files.open(small, nothing_follows), 0, 1000)
         store.gate.set()

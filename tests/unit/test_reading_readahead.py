@@ -28,7 +28,7 @@ def test_first_read_at_the_beginning_presumes_a_stream_and_fetches_one_block_ahe
     sequence = AccessPattern(SIZE)
     assert sequence.note(0, 128 * KiB)
     assert sequence.by_block(0)
-    assert list(sequence.ahead(WIDE)) == [(BLOCK, BLOCK)]
+    assert sequence.ahead(WIDE) == [(BLOCK, BLOCK)]
 
 
 def test_first_read_elsewhere_is_random_and_fetches_nothing_ahead() -> None:
@@ -36,7 +36,7 @@ def test_first_read_elsewhere_is_random_and_fetches_nothing_ahead() -> None:
     sequence = AccessPattern(SIZE)
     assert not sequence.note(SIZE - 64 * KiB, SIZE)
     assert not sequence.by_block(SIZE - BLOCK)
-    assert list(sequence.ahead(WIDE)) == []
+    assert sequence.ahead(WIDE) == []
 
 
 @pytest.mark.parametrize("step", [128 * KiB, MiB])
@@ -45,7 +45,7 @@ def test_window_grows_with_what_was_consumed_up_to_the_cap(step: int) -> None:
     sequence = AccessPattern(SIZE)
     for offset, length in requests(step, 64 * MiB // step):
         assert sequence.note(offset, offset + length)
-        list(sequence.ahead(WIDE))
+        sequence.ahead(WIDE)
         ahead = sequence.scheduled - sequence.frontier
         assert ahead <= max(BLOCK, min(WIDE, GROWTH * sequence.frontier)) + BLOCK
         assert ahead >= min(WIDE, GROWTH * sequence.frontier) - BLOCK
@@ -95,7 +95,7 @@ def test_contiguity_elsewhere_becomes_a_stream_from_there_on() -> None:
     assert noted(sequence, [(start, MiB), (start + MiB, MiB)]) == [False, True]
     assert not sequence.by_block(100 * MiB)
     assert sequence.by_block(104 * MiB)
-    assert list(sequence.ahead(WIDE))[:2] == [(103 * MiB, MiB), (104 * MiB, BLOCK)]
+    assert sequence.ahead(WIDE)[:2] == [(103 * MiB, MiB), (104 * MiB, BLOCK)]
 
 
 def test_a_stream_survives_reads_elsewhere_and_ends_after_many() -> None:
@@ -124,7 +124,7 @@ def test_one_read_in_adjacent_requests_is_no_stream(length: int) -> None:
     for _ in range(100):
         offset = dice.randrange(1, SIZE // length // 2 - 1) * 2 * length  # never next to another
         noted(sequence, requests(128 * KiB, length // (128 * KiB), offset))
-        assert not list(sequence.ahead(WIDE))
+        assert not sequence.ahead(WIDE)
 
 
 @given(st.lists(st.tuples(st.integers(0, SIZE - 1), st.integers(1, 2 * MiB)), max_size=60), st.sampled_from([2 * BLOCK, WIDE]))
@@ -141,7 +141,7 @@ def test_what_is_fetched_ahead_is_aligned_within_the_file_and_each_once(reads: l
             assert (start + size) % PIECE == 0 or start + size == SIZE - 5
             assert start > before
             before = start
-        assert list(sequence.ahead(cap)) == []
+        assert sequence.ahead(cap) == []
 
 
 def test_streams_share_what_may_be_ahead_and_idle_ones_take_no_share() -> None:

@@ -252,7 +252,7 @@ def test_want_of_memory_loses_no_count_of_what_was_fetched_ahead() -> None:
     blocks = Blocks(16 * MiB, MiB, time.monotonic)
     one = info("a", MiB)
     fetch = Fetch(one, ((ident_of(one), 0, MiB),), demanded=False)
-    assert blocks.ahead(fetch)
+    assert blocks.ahead(fetch) is None
     blocks.landed(fetch, [memoryview(bytes(MiB))])
     before = blocks.counters()
     read, blocks._read = blocks._read, Starved()
