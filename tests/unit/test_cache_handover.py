@@ -143,3 +143,26 @@ def test_a_block_that_finds_no_memory_to_wait_takes_no_room(monkeypatch: pytest.
     monkeypatch.setattr(handover, "PATIENCE", 0.01)
     put(queue, 1, BACKLOG)
     assert len(queue.take(more_work=True).blocks) == 1
+
+
+@pytest.mark.parametrize("what", ["uses", "gone"])
+def test_what_waits_for_a_writer_that_is_stuck_is_bounded(what: str) -> None:
+    """Uses that are left out cost a block its place, and files that are gone are found by a sweep."""
+    queue = Handover(BACKLOG)
+    for number in range(20_000):
+        if what == "uses":
+            queue.note_use(f"{number}", now=0.0, wall=0.0)
+        else:
+            queue.note_gone(f"{number}")
+    batch = queue.take(more_work=True)
+    assert [len(batch.uses), len(batch.gone)] == ([10_000, 0] if what == "uses" else [0, 10_000])
+
+
+def test_what_is_remembered_of_uses_is_bounded() -> None:
+    """However many blocks are read in a minute, the writer keeps up or not; some uses are noted twice for that."""
+    queue = Handover(BACKLOG)
+    for number in range(50_000):
+        queue.note_use(f"{number}", now=0.0, wall=0.0)
+        if number % 1000 == 999:
+            assert len(queue.take(more_work=True).uses) == 1000
+    assert len(queue._noted) <= 20_000

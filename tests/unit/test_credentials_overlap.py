@@ -57,6 +57,24 @@ def test_tries_that_nothing_ends_are_few(monkeypatch: pytest.MonkeyPatch) -> Non
         assert asking.acquire(timeout=LIMIT)
 
 
+def test_no_more_than_eight_tries_are_under_way_in_a_process() -> None:
+    """As many as are enough to get an answer, with a thread each."""
+    ninth = threading.Event()
+    asked: list[int] = []
+
+    def ask() -> bool:
+        asked.append(1)
+        if len(asked) > 8:
+            ninth.set()
+        return ninth.wait(LIMIT)
+
+    try:
+        with pytest.raises(TimeoutError):
+            first_answer(ask, every=0.001, within=0.5)
+    finally:
+        ninth.set()
+
+
 def test_no_answer_in_time_is_told() -> None:
     """However many were asked."""
     leave = threading.Event()

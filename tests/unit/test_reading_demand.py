@@ -9,8 +9,8 @@ from dataclasses import replace
 
 import pytest
 
-from optfs.errors import Abandoned, DeadlineExceeded
-from optfs.reading.blocks import Blocks, Refusal
+from optfs.errors import Abandoned, DeadlineExceeded, ServiceUnavailable
+from optfs.reading.blocks import MOST_FAILURES, Blocks, Refusal
 from optfs.reading.fetches import Fetch, Part
 from optfs.reading.files import ident_of
 from optfs.reading.readahead import BLOCK, PIECE
@@ -116,6 +116,19 @@ def test_a_reader_that_found_no_room_in_time_has_an_answer_that_holds() -> None:
     for seconds in (0, 60):
         with pytest.raises(DeadlineExceeded, match="raise --memory"):
             demand("look", False, seconds)
+
+
+def test_of_very_many_failures_the_first_hold_no_longer() -> None:
+    """An outage under a thousand readers takes no memory without bound."""
+    blocks = Blocks(16 * MiB, MiB, HandClock())
+    fetches = [Fetch(info(f"{at}", 1), ((ident_of(info(f"{at}", 1)), 0, 1),), demanded=True) for at in range(MOST_FAILURES + 10)]
+    for fetch in fetches:
+        blocks.overdue(fetch, ServiceUnavailable("down"))
+    for fetch in fetches[:10]:
+        blocks.check(fetch.parts)
+    for fetch in fetches[10:]:
+        with pytest.raises(ServiceUnavailable):
+            blocks.check(fetch.parts)
 
 
 def test_readers_that_give_up_take_along_what_nobody_else_waits_for() -> None:

@@ -270,6 +270,17 @@ def test_what_had_no_room_ahead_of_a_stream_is_fetched_ahead_once_there_is() -> 
         until(lambda: ("stream", block, block) in store.requests)
 
 
+def test_a_stream_at_its_end_leaves_its_share_to_others_at_once() -> None:
+    """Files that were read to their ends often stay open for a while; the clock stands still."""
+    size = 2 * BLOCK
+    with reading(FakeStore(), memory=256 * MiB, clock=HandClock()) as files:
+        other, whole = files.open(BIG, nothing_follows), files.open(info("whole", size), nothing_follows)
+        stream(whole, 0, size - MiB)
+        assert files.cap(other) == 64 * MiB
+        check(whole, size - MiB, MiB)
+        assert files.cap(other) == 128 * MiB
+
+
 def test_a_fetch_ahead_that_a_reader_joined_is_used() -> None:
     """Its bytes aren't counted as fetched for nothing, and are as easily given up as others that were read."""
     store = FakeStore()

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from optfs.reading.readahead import BLOCK, GROWTH, PIECE, AccessPattern, Shares
+from optfs.reading.readahead import BLOCK, GROWTH, PIECE, RECENT, REORDER, RUN, AccessPattern, Shares
 from optfs.values import KiB, MiB
 
 SIZE = 1024 * MiB
@@ -114,6 +114,28 @@ def test_interleaved_streams_find_back_to_their_own_lengths() -> None:
     for at in range(10):
         noted(sequence, [(at * MiB, MiB), ((500 + at) * MiB, MiB)])
     assert sequence.frontier - sequence.origin == 10 * MiB
+
+
+@pytest.mark.parametrize(("others", "remembered"), [(RECENT - 1, True), (RECENT, False)])
+def test_only_the_last_few_runs_are_remembered(others: int, remembered: bool) -> None:
+    """However many reads at random a file has, the next one is compared with a few."""
+    sequence = AccessPattern(SIZE)
+    sequence.note(MiB, 2 * MiB)
+    noted(sequence, [((100 + 20 * at) * MiB, 10) for at in range(others)])
+    assert sequence.note(2 * MiB, 3 * MiB) == remembered
+
+
+def test_a_stream_that_begins_in_a_block_is_fetched_ahead_in_runs_of_pieces() -> None:
+    """Single pieces would cost a request each, where the window grows by less than a run with each read."""
+    sequence = AccessPattern(SIZE)
+    skipped = PIECE + REORDER
+    noted(sequence, [(0, PIECE)])
+    runs = []
+    for offset, length in requests(16 * KiB, (3 * BLOCK - skipped) // (16 * KiB), skipped):
+        sequence.note(offset, offset + length)
+        runs += [(start, size) for start, size in sequence.ahead(WIDE) if 2 * BLOCK < start < 3 * BLOCK]
+    assert sum(size for _, size in runs) >= 3 * BLOCK - skipped - 2 * PIECE
+    assert all(size >= RUN or start + size == 3 * BLOCK for start, size in runs)
 
 
 @pytest.mark.parametrize("length", [256 * KiB, 512 * KiB, MiB])

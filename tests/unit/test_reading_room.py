@@ -5,17 +5,18 @@ import time
 import weakref
 from collections import OrderedDict
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import pytest
 
 from optfs.buffers import Buffer
 from optfs.cache.protocol import BlockKey
 from optfs.errors import DeadlineExceeded, OptfsError, OutOfMemory
-from optfs.reading.blocks import Blocks
+from optfs.reading.blocks import LENT, Blocks, Refusal
 from optfs.reading.fetches import Fetch, Part
 from optfs.reading.files import ident_of
 from optfs.reading.readahead import BLOCK, PIECE
-from optfs.values import Deadline, KiB, MiB, ObjectInfo
+from optfs.values import Deadline, KiB, MiB, ObjectInfo, Provider
 from tests.support.reading import (
     PATIENCE,
     FakeCache,
@@ -33,6 +34,10 @@ from tests.support.reading import (
 )
 
 BIG = info("big", 64 * MiB + 12345)
+
+
+class Watched(bytearray):
+    """A buffer that can be referred to weakly."""
 
 
 @pytest.mark.parametrize("memory", [1, 2 * MiB, 8 * MiB])
@@ -124,10 +129,6 @@ def test_a_buffer_that_is_still_viewed_is_used_again_once_it_is_not() -> None:
 @pytest.mark.parametrize("viewed", [False, True])
 def test_buffers_kept_for_reuse_take_no_room_beyond_the_bound(viewed: bool) -> None:
     """Also when what comes is no block, so that nobody takes them."""
-
-    class Watched(bytearray):
-        """One that can be referred to weakly."""
-
     blocks = Blocks(16 * MiB, MiB, HandClock())
     kept: list[weakref.ref[Watched]] = []
 
@@ -148,6 +149,26 @@ def test_buffers_kept_for_reuse_take_no_room_beyond_the_bound(viewed: bool) -> N
     for number in range(32):
         land(f"file-{number}", MiB // 2)
     assert sum(len(buffer) for buffer in (each() for each in kept) if buffer is not None) <= 16 * MiB
+
+
+def test_of_buffers_that_are_still_viewed_only_the_last_few_are_expected_back() -> None:
+    """Nobody counts them: once their views are gone, memory holds no more than those beyond its bound."""
+    blocks = Blocks(3 * LENT * PIECE, PIECE, HandClock())
+    buffers: list[weakref.ref[Watched]] = []
+    views: list[memoryview | None] = []
+    for number in range(3 * LENT):
+        one = info(f"{number}", PIECE)
+        fetch = Fetch(one, ((ident_of(one), 0, PIECE),), demanded=True)
+        assert blocks.demand(fetch, Deadline.after(HandClock(), 0)) is fetch
+        buffer = Watched(PIECE)
+        buffers.append(weakref.ref(buffer))
+        blocks.landed(fetch, [memoryview(buffer).toreadonly()])
+        del buffer
+        views.append(blocks.find(fetch.parts[0], PIECE))
+        blocks.drop(fetch.parts[0])
+    assert blocks.counters().resident_bytes == 0
+    views.clear()
+    assert [number for number, buffer in enumerate(buffers) if buffer() is not None] == list(range(2 * LENT, 3 * LENT))
 
 
 def test_who_waits_for_room_holds_no_block() -> None:
@@ -222,6 +243,27 @@ def test_readers_get_room_in_the_order_they_came() -> None:
         until(lambda number=number: len(order) == number + 1)  # type: ignore[misc]  # as above
     ended(*waiting)
     assert order == list(range(8))
+
+
+def test_nothing_is_admitted_ahead_while_a_reader_waits_for_room_for_its_provider() -> None:
+    """What little is free is the reader's as soon as there is more; another provider's readers aren't concerned."""
+    blocks = Blocks(16 * MiB, MiB, time.monotonic)
+
+    def fetch(name: str, length: int, *, provider: Provider = "aws", demanded: bool = True) -> Fetch:
+        one = replace(info(name, length), provider=provider)
+        return Fetch(one, ((ident_of(one), 0, length),), demanded=demanded)
+
+    admitted = [fetch(f"{number}", MiB) for number in range(15)]
+    for each in [*admitted, fetch("half", MiB // 2)]:
+        blocks.demand(each, Deadline.after(time.monotonic, 0))
+    reader = started(blocks.demand, fetch("waiting", MiB), Deadline.after(time.monotonic, PATIENCE))
+    until(lambda: any(blocks._queues.values()))
+    assert blocks.ahead(fetch("ahead", PIECE, demanded=False)) is Refusal.NO_ROOM
+    assert blocks.ahead(fetch("ahead", PIECE, provider="gcp", demanded=False)) is None
+    for each in admitted[:2]:
+        blocks.failed(each, OutOfMemory("so that it holds no longer"))
+    ended(reader)
+    assert blocks.ahead(fetch("ahead", PIECE, demanded=False)) is None
 
 
 def test_want_of_memory_gives_up_what_is_resident_and_the_read_is_tried_again() -> None:

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 import pytest
 
-from optfs.reading.siblings import WIDEST, Walk, Walks
+from optfs.reading.siblings import KEPT, MOST_WALKS, WIDEST, Walk, Walks
 from optfs.values import MiB, ObjectInfo
 from tests.support.reading import info
 
@@ -72,6 +72,14 @@ def test_a_walk_of_one_date_of_single_files_wastes_less_than_a_tenth() -> None:
         reader.read(at)
     assert reader.unused() <= 4
     assert len(reader.fetched) >= 35
+
+
+def test_behind_the_end_of_a_long_folder_a_sixteenth_of_the_walk_is_fetched() -> None:
+    """Also where no such end was crossed yet: the next folder may follow, and if not, little was fetched for nothing."""
+    reader = Reader(folders(2, 320))
+    for at in range(320):
+        reader.read(at)
+    assert reader.fetched == reader.tree[2 : 320 + 320 // 16]
 
 
 def test_a_walk_over_many_dates_is_fetched_ahead_across_their_ends() -> None:
@@ -168,3 +176,24 @@ def test_files_that_could_not_be_fetched_are_wanted_again() -> None:
     first = reader.walks.wanted(walk)
     reader.walks.give_back(walk, first[0][0])
     assert reader.walks.wanted(walk) == first
+
+
+def test_a_long_walk_forgets_the_files_far_behind() -> None:
+    """What a walk takes of memory doesn't grow with the number of files read."""
+    reader = Reader(folders(1, 20 * KEPT))
+    for at in range(10 * KEPT):
+        reader.read(at)
+    (walk,) = reader.walks._walks
+    assert max(len(walk.files), len(walk.positions)) <= KEPT + 3 * WIDEST
+    assert len(walk.read) <= KEPT + 1
+
+
+@pytest.mark.parametrize(("others", "position"), [(MOST_WALKS - 1, 1), (MOST_WALKS, 0)])
+def test_the_walk_that_was_left_first_is_forgotten_once_there_are_too_many(others: int, position: int) -> None:
+    """Its next file begins a walk of its own; programs that read one file here and there leave nothing behind for good."""
+    reader = Reader(folders(1, 100 * (others + 1)))
+    for at in range(others + 1):
+        reader.read(100 * at)
+    noted = reader.walks.note(reader.tree[1])
+    assert noted is not None
+    assert noted[1] == position

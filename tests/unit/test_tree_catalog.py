@@ -305,6 +305,24 @@ def test_a_walk_over_dates_lists_each_once_most_of_them_ahead() -> None:
     assert rig.catalog.statistics().prefetched == 2 * 58
 
 
+def test_latest_lists_dates_ahead_where_the_newest_two_are_incomplete() -> None:
+    """Else a type whose export stopped would cost one listing after the other; none is made twice, nor beyond the eight."""
+    store = MemoryStore(keys=[f"type=a/date=2026-10-{day:02d}/x" for day in range(1, 31)])
+    store.put("type=a/date=2026-10-25/_SUCCESS")
+    rig = Rig([store])
+
+    def gate(unit: str) -> None:
+        if unit == "type=a/date=2026-10-28/":
+            rig.run_jobs()
+
+    store.gate = gate
+    node = rig.lookup("type=a/latest")
+    assert isinstance(node, Link)
+    assert node.target == "date=2026-10-25"
+    assert rig.catalog.statistics().prefetched == 7
+    assert sorted(store.units()) == ["", "type=a/", *(f"type=a/date=2026-10-{day}/" for day in range(21, 31))]
+
+
 def test_what_is_listed_on_demand_meanwhile_is_not_listed_again_when_its_turn_comes() -> None:
     """A walk faster than the pool wastes nothing."""
     store = MemoryStore(keys=_export(20, types=("a",)))
