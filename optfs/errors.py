@@ -23,6 +23,7 @@
     ├── VersionGone                 ESTALE: the pinned version of an object was overwritten or deleted
     └── PathError
         ├── NotFound                ENOENT
+        ├── NameTooLong             ENAMETOOLONG: a name of more bytes than one may have
         ├── NotAFolder              ENOTDIR
         ├── IsAFolder               EISDIR
         ├── NotALink                EINVAL
@@ -140,6 +141,10 @@ class PathError(OptfsError):
 
 class NotFound(PathError):
     """There is no such name."""
+
+
+class NameTooLong(PathError):
+    """A name is longer than any may be."""
 
 
 class NotAFolder(PathError):

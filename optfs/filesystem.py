@@ -23,9 +23,6 @@ from optfs.values import AccountRoot, Clock, Deadline, ObjectInfo, Provider, enc
 BLOCK_SIZE = 4096
 """Unit of `statfs`, bytes."""
 
-NAME_MAX = 255
-"""Longest name, bytes (`tree.layout` leaves longer ones out)."""
-
 XATTR_URI = "user.optfs.uri"
 XATTR_ETAG = "user.optfs.etag"
 XATTR_GENERATION = "user.optfs.generation"
@@ -179,7 +176,7 @@ class FileSystem:
         """Return what `stat` shows.
 
         Raises:
-            NotFound, NotAFolder, AccessError, ServiceError, DeadlineExceeded: see `optfs.errors`.
+            NotFound, NameTooLong, NotAFolder, AccessError, ServiceError, DeadlineExceeded: see `optfs.errors`.
 
         """
         return self._attributes(self._lookup(path))

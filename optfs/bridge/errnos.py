@@ -19,6 +19,7 @@ from optfs.errors import (
     AccessError,
     DeadlineExceeded,
     IsAFolder,
+    NameTooLong,
     NoAttribute,
     NotAFolder,
     NotALink,
@@ -39,6 +40,7 @@ QUIET = 60.0
 
 _ERRNOS: tuple[tuple[type[Exception], int], ...] = (
     (NotFound, errno.ENOENT),
+    (NameTooLong, errno.ENAMETOOLONG),
     (NotAFolder, errno.ENOTDIR),
     (IsAFolder, errno.EISDIR),
     (NotALink, errno.EINVAL),

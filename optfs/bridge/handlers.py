@@ -23,7 +23,8 @@ from optfs.bridge.errnos import ErrorReporter
 from optfs.bridge.kernel_cache import KernelCache
 from optfs.bridge.structs import StatLayout
 from optfs.errors import Abandoned, VersionGone
-from optfs.filesystem import BLOCK_SIZE, NAME_MAX, Attributes, FileSystem
+from optfs.filesystem import BLOCK_SIZE, Attributes, FileSystem
+from optfs.tree.layout import MAX_NAME
 from optfs.values import decode_name, encode_name
 
 REFUSED = (
@@ -181,7 +182,7 @@ class Handlers:
         stat.f_bsize = stat.f_frsize = BLOCK_SIZE
         stat.f_blocks = max(1, -(-totals.size // BLOCK_SIZE))  # `df` leaves out a file system without blocks
         stat.f_files = totals.files
-        stat.f_namemax = NAME_MAX
+        stat.f_namemax = MAX_NAME
         return 0
 
     def getxattr(self, path: int, name: int, buffer: int, size: int, *_position: int) -> int:

@@ -8,6 +8,7 @@ credentials were refused; 4 the service can't be reached; 5 FUSE is missing or r
 number of a signal that ended it before it was done (130 interrupted, 143 terminated).
 """
 
+import contextlib
 import difflib
 import importlib
 import os
@@ -102,6 +103,7 @@ def arranged(arguments: Sequence[str]) -> list[str]:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run optfs and return its exit code; nothing is raised."""
     _open_standard_streams()
+    _take_own_home()
     words = arranged(sys.argv[1:] if arguments is None else arguments)
     try:
         result = group.main(words, prog_name="optfs", standalone_mode=False)
@@ -136,6 +138,17 @@ def _open_standard_streams() -> None:
             os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # the lowest number that is free
         if getattr(sys, name) is None:
             setattr(sys, name, os.fdopen(number, "w" if number else "r", closefd=False))
+
+
+def _take_own_home() -> None:
+    """Have HOME lead to the user's own home where it leads to somebody else's: mount(8) leaves root's there for `user` in fstab, as sudo may."""
+    import pwd
+    from pathlib import Path
+
+    home = os.environ.get("HOME")
+    with contextlib.suppress(OSError, KeyError):
+        if home and Path(home).stat().st_uid != os.geteuid() and not os.access(home, os.W_OK):
+            os.environ["HOME"] = pwd.getpwuid(os.geteuid()).pw_dir
 
 
 def _fail(message: str, code: int) -> int:

@@ -36,7 +36,11 @@ def lines(mount: Document) -> list[str]:
     """Return what people read of one mount."""
     if mount["state"] != "mounted":
         command = f"optfs umount {shlex.quote(mount['mountpoint'])}"
-        advice = f"unmount it: {command}" if mount["state"] == "dead" else "it is another user's, or busy; see its log"
+        advice = (
+            f"unmount it: {command}"
+            if mount["state"] == "dead"
+            else "it is another user's, was moved or bound there, or is busy; see its log"
+        )
         return [f"{mount['mountpoint']}: {mount['state']}; {advice}"]
     cache, requests, blocks = mount["cache"], mount["requests"], mount["blocks"]
     carrier = f", carrier {mount['carrier']}" if mount.get("carrier", "direct") != "direct" else ""  # older versions told none

@@ -21,7 +21,9 @@ def _seconds(text: str) -> float:
 
 @click.command("umount")
 @click.argument("mountpoint", type=point)
-@click.option("--lazy", is_flag=True, help="Take it out of sight even while it is in use, and wait a second at most for its end.")
+@click.option(
+    "-l", "-z", "--lazy", is_flag=True, help="Take it out of sight even while it is in use, and wait a second at most for its end."
+)
 @click.option(
     "--timeout", type=_seconds, default="15s", show_default=True, metavar="TIME", help="How long to wait for the background process."
 )

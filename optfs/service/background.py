@@ -6,7 +6,8 @@ shown to the user, who may never look into the log. A child that dies without a 
 is a MountError that quotes the last line of what it printed (libfuse and fusermount write to stderr).
 
 Rules: nothing is handed over in arguments or environment: the child is a copy, so no secret becomes visible in `ps`. Descriptors of the
-pipe aren't inherited by programs that the child runs.
+pipe aren't inherited by programs that the child runs. Those that the caller left open for us are closed once the mount is usable, or a lock of
+`flock`, a pipe's reader and a file system would wait for the mount's end.
 """
 
 import contextlib
@@ -113,8 +114,12 @@ def _serve(work: Work, writing: int, words: IO[bytes]) -> NoReturn:
                 os.write(writing, json.dumps(answer).encode())
             os.close(writing)
 
+    inherited = _inherited()  # now: libraries may open some that look the same
+
     def announce() -> None:
         _redirect(os.devnull, (1, 2))
+        for descriptor in inherited:
+            os.close(descriptor)
         tell({"warnings": warnings.lines})
 
     try:
@@ -138,6 +143,16 @@ def _serve(work: Work, writing: int, words: IO[bytes]) -> NoReturn:
         # Not sys.exit: whatever the parent's program meant to do at its end is the parent's alone.
         logging.shutdown()
         os._exit(code)
+
+
+def _inherited() -> list[int]:
+    """Return the descriptors, beyond 0 to 2, that the program which started this one left open: Python's own aren't inheritable."""
+    found = []
+    for name in os.listdir("/dev/fd"):  # noqa: PTH208 - numbers, no paths
+        with contextlib.suppress(OSError):  # the listing's own is closed by now
+            if int(name) > 2 and os.get_inheritable(int(name)):
+                found.append(int(name))
+    return found
 
 
 def _redirect(path: str, descriptors: tuple[int, ...]) -> None:

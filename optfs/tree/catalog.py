@@ -69,6 +69,7 @@ class Catalog:
 
         Raises:
             NotFound: nothing.
+            NameTooLong: nothing, as a name on the way is too long to be one.
             NotAFolder: something below a file.
             AccessError, ServiceError, DeadlineExceeded: a listing is needed, and can't be had.
 
@@ -151,7 +152,7 @@ class Catalog:
         if not parts:
             return self._root, self._listings.providers
         if parts[0] != self._listings.account:
-            raise NotFound(f"no such path: {path!a}")
+            raise layout.missing(parts[0], path)
         node: Node = self._account
         providers: Sequence[Provider] = self._listings.providers
         unit, listing = "", None
@@ -169,7 +170,7 @@ class Catalog:
                 if isinstance(child, Link) and place < len(parts):
                     child = (listing.folder if node.nodes is None else node).find(child.target)
             if child is None or listing is None:
-                raise NotFound(f"no such path: {path!a}")
+                raise layout.missing(name, path)
             node = child
             providers = self._owners(listing, node.name) if not layout.is_flat(unit) else providers
         return node, providers

@@ -14,7 +14,7 @@ Names are `str` with surrogateescape (`optfs.values`).
 import datetime
 from collections.abc import Iterable, Sequence
 
-from optfs.errors import NotFound
+from optfs.errors import NameTooLong, NotFound
 from optfs.values import decode_name, encode_name
 
 SUCCESS = "_SUCCESS"
@@ -60,6 +60,15 @@ def split_path(path: str) -> list[str]:
     if not parts or parts[0] != "" or "" in parts[1:]:
         raise NotFound(f"no such path: {path!a}")
     return parts[1:]
+
+
+def missing(name: str, path: str) -> NotFound | NameTooLong:
+    """Return what is to be raised of a path whose component `name` isn't there; that it is too long Linux leaves to us to say."""
+    try:
+        too_long = len(encode_name(name)) > MAX_NAME
+    except UnicodeEncodeError:
+        too_long = False
+    return NameTooLong(f"a name is too long: {path!a}") if too_long else NotFound(f"no such path: {path!a}")
 
 
 def child_unit(unit: str, name: str) -> str:

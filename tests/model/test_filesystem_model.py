@@ -283,7 +283,8 @@ class Machine(RuleBasedStateMachine):
         attributes = attempt(lambda: self.world.filesystem.attributes(path))
         if isinstance(attributes, Failure):
             assert None in expected or len(views) > 1, (path, attributes, expected)
-            assert attributes.number in (GONE if len(views) > 1 else {errno.ENOENT}), path
+            absent = errno.ENOENT if len(model.raw(name)) <= 255 else errno.ENAMETOOLONG
+            assert attributes.number in ({absent, *GONE} if len(views) > 1 else {absent}), path
             return attributes
         node = self.seen(path, attributes)
         if isinstance(node, ALink) and name == "latest" and len(views) > 1:

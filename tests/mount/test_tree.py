@@ -114,6 +114,18 @@ def test_attributes_of_other_namespaces_are_not_supported(mounted: Mounted) -> N
         os.getxattr(mounted.account / PART, "security.selinux")
 
 
+@pytest.mark.parametrize("name", ["n" * 256, "\u00e9" * 128], ids=["letters", "bytes"])
+def test_a_name_that_is_too_long_is_told_as_that(mounted: Mounted, name: str) -> None:
+    """Linux itself lets longer ones through. One of 255 bytes is a name that isn't there."""
+    for path in (mounted.account / name, mounted.account / name / "below"):
+        with fails_with(errno.ENAMETOOLONG):
+            path.stat()
+    with fails_with(errno.ENAMETOOLONG):
+        os.open(mounted.account / name, os.O_RDONLY)
+    with fails_with(errno.ENOENT):
+        (mounted.account / name.encode()[:254].decode()).stat()
+
+
 def test_statfs_is_sensible(mounted: Mounted) -> None:
     """Nothing is free, and names may be 255 bytes long."""
     shown = os.statvfs(mounted.path)

@@ -134,7 +134,7 @@ def walk(keys: Keys, path: Path) -> tuple[Path, Outcome]:
             return here, Failure(errno.ENOTDIR)
         found = child(keys, here, name)
         if found is None:
-            return here, Failure(errno.ENOENT)
+            return here, Failure(errno.ENOENT if len(raw(name)) <= 255 else errno.ENAMETOOLONG)
         if isinstance(found, ALink) and place < len(path) - 1:
             here, node = (*here, found.target), AFolder()
         else:

@@ -87,9 +87,8 @@ class Observer:
         return expected
 
     def refused(self, path: Path, failure: Failure, expected: Outcome) -> None:
-        """Compare errnos; a kernel may itself refuse a name that is too long to be one."""
-        too_long = any(len(model.raw(name)) > 255 for name in path)
-        assert failure == expected or (too_long and failure.number == errno.ENAMETOOLONG and isinstance(expected, Failure)), path
+        """Compare errnos."""
+        assert failure == expected, path
 
     def list_folder(self, keys: Keys, path: Path) -> None:
         """Compare a folder's names, in their order, and their kinds."""

@@ -10,6 +10,7 @@ from optfs.bridge.errnos import ErrorReporter, errno_of
 
 ERRNOS = [
     (errors.NotFound, errno.ENOENT),
+    (errors.NameTooLong, errno.ENAMETOOLONG),
     (errors.NotAFolder, errno.ENOTDIR),
     (errors.IsAFolder, errno.EISDIR),
     (errors.NotALink, errno.EINVAL),

@@ -1,10 +1,13 @@
 """The command line: exit codes, one line for each failure, and no import of what isn't used."""
 
 import os
+import pwd
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import click
 import pytest
@@ -210,6 +213,38 @@ def test_the_module_runs_as_a_program() -> None:
     done = subprocess.run([sys.executable, "-m", "optfs", "mount"], capture_output=True, text=True, check=False, timeout=60)
     assert done.returncode == 2
     assert done.stderr.startswith("optfs: Missing argument")
+
+
+def test_ctrl_c_while_it_is_loaded_prints_no_traceback() -> None:
+    """Its modules take longer to load than some need to think again."""
+    program = """
+import os, signal, sys
+
+class Interrupt:
+    def find_spec(self, name, path, target=None):
+        if name == "optfs.cli":
+            os.kill(os.getpid(), signal.SIGINT)
+
+sys.meta_path.insert(0, Interrupt())
+from optfs.__main__ import main
+main()
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=60)
+    assert (done.returncode, done.stderr) == (-signal.SIGINT, "")
+
+
+@pytest.mark.parametrize(("given", "shown"), [("another's", "known"), ("own", "own"), ("missing", "missing"), ("open", "open")])
+def test_another_users_home_is_not_ours(given: str, shown: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """mount(8) leaves root's in HOME where fstab says `user`. One that is shared, or isn't there, is somebody's intention."""
+    modes = {"another's": 0o500, "own": 0o500, "open": 0o700}
+    for name, mode in modes.items():
+        (tmp_path / name).mkdir(mode=mode)
+    monkeypatch.setattr(os, "geteuid", lambda: os.getuid() + (given != "own"))
+    monkeypatch.setattr(os, "access", lambda path, _mode: Path(path).stat().st_mode & 0o200 != 0)
+    monkeypatch.setattr(pwd, "getpwuid", lambda _user: SimpleNamespace(pw_dir=str(tmp_path / "known")))
+    monkeypatch.setenv("HOME", str(tmp_path / given))
+    main(["--version"])
+    assert os.environ["HOME"] == str(tmp_path / shown)
 
 
 @pytest.mark.parametrize(

@@ -69,6 +69,38 @@ def test_the_parent_returns_when_the_child_is_usable_and_the_child_goes_on(tmp_p
     assert ended(int(pid))
 
 
+def test_what_the_caller_left_open_is_closed_once_the_mount_is_usable(tmp_path: Path) -> None:
+    """A lock of flock(1), say; what the process opened itself stays open."""
+    done = run(f"""
+        lock = os.open({str(tmp_path / "lock")!r}, os.O_CREAT | os.O_RDWR)
+        os.set_inheritable(lock, True)
+        ours = os.open({str(tmp_path)!r}, os.O_RDONLY)
+
+        def is_open(descriptor):
+            try:
+                os.fstat(descriptor)
+            except OSError:
+                return False
+            return True
+
+        def work(announce):
+            before = is_open(lock)
+            announce()
+            found = before, is_open(lock), is_open(ours), is_open(0), is_open(2)
+            with open({str(tmp_path / "part")!r}, "w") as file:
+                file.write(repr(found))
+            os.rename({str(tmp_path / "part")!r}, {str(tmp_path / "found")!r})
+            return 0
+    """)
+    assert (done.stdout, done.stderr) == ("usable\n", "")
+    found = tmp_path / "found"
+    for _ in range(1500):
+        if found.exists():
+            break
+        time.sleep(0.02)
+    assert found.read_text() == repr((True, False, True, True, True))
+
+
 @pytest.mark.parametrize("kind", ["ConfigError", "TokenRefused", "ServiceUnavailable", "MountError", "DeadlineExceeded"])
 def test_what_ends_the_child_before_it_is_usable_is_raised_in_the_parent(kind: str) -> None:
     done = run(f"""
