@@ -17,9 +17,8 @@ Rules:
   they go as well, after those that were read.
 - A failure is the answer for its parts for `FAILURE_HOLDS` seconds: the kernel asks again for every page of a failed readahead, and a program
   would wait for the timeout again each time. Want of memory isn't held: all that is resident is given up, and then it may be over.
-- A block's buffer is filled anew once nobody else holds a view of it; new memory costs more than the copy into it. What readers and the
-  cache's writer still hold of parts that were evicted (`_lent`) isn't counted here; the writer bounds its own share. What waits for the writer
-  is in flight until it has taken it: on a slow disk 24 fetching threads held 100 MiB of evicted blocks otherwise.
+- The buffers of blocks that went are filled again (`spares`), and count as long as they are kept.
+- Nothing is admitted ahead while a reader waits for room for the same provider.
 
 Lock: `_lock` (and `_room`, a condition on it) guards all fields below it. A fetch's own lock may be taken under it, never the other way round;
 nothing else is called under it.
@@ -32,10 +31,10 @@ from dataclasses import replace
 from enum import Enum
 from typing import get_args
 
-from optfs.buffers import Buffer, is_viewed
 from optfs.errors import DeadlineExceeded, OptfsError, OutOfMemory, ServiceUnavailable, bare
 from optfs.reading.counters import Counters
 from optfs.reading.fetches import Fetch, Part
+from optfs.reading.spares import Spares
 from optfs.values import LOOK_AGAIN, Clock, Deadline, Provider
 
 SHARE = 3 / 4
@@ -44,10 +43,6 @@ FAILURE_HOLDS = 0.5
 FRESH = 10.0
 ABANDONED = float("-inf")
 """When a part arrived that was fetched ahead and that nobody will read."""
-SPARES = 16
-"""Buffers kept for reuse. With 8, a GiB met three times as many page faults; with 24 no fewer."""
-LENT = 16
-"""Buffers that are expected back; what is beyond is let go. On a slow disk the cache's writer has eight in hand, and readers some for a moment."""
 MOST_FAILURES = 1000
 
 
@@ -75,15 +70,13 @@ class Blocks:
         self._lock = threading.Lock()
         self._room = threading.Condition(self._lock)
         # Guarded by _lock: all below. Invariants: a part is in at most one of _read and _ahead; _taken is the sum of the lengths of resident
-        # parts, of fetches in flight and of spare buffers, and <= _limit; _ahead_bytes is the sum of the lengths in _ahead; _bound, of each
-        # provider, of bound fetches in flight; _queues are the fetches whose readers wait for room, bound ones apart. Nobody has a view of a
-        # buffer in _spares.
+        # parts and of fetches in flight, and with what _spares keeps <= _limit; _ahead_bytes is the sum of the lengths in _ahead; _bound, of each
+        # provider, of bound fetches in flight; _queues are the fetches whose readers wait for room, bound ones apart.
         self._read: OrderedDict[Part, memoryview] = OrderedDict()
         self._ahead: OrderedDict[Part, tuple[memoryview, float]] = OrderedDict()
         self._flights: dict[Part, Fetch] = {}
         self._failures: dict[Part, tuple[OptfsError, float]] = {}  # with the time until which each holds, in that order
-        self._spares: list[Buffer] = []
-        self._lent: list[Buffer] = []
+        self._spares = Spares(block)
         self._taken = 0
         self._ahead_bytes = 0
         self._bound: Counter[Provider] = Counter()
@@ -326,7 +319,7 @@ class Blocks:
     def counters(self) -> Counters:
         """Return a copy of what was counted so far."""
         with self._lock:
-            return replace(self._counters, fresh_bytes=self._ahead_bytes, resident_bytes=self._taken)
+            return replace(self._counters, fresh_bytes=self._ahead_bytes, resident_bytes=self._taken + self._spares.size)
 
     def close(self) -> None:
         """Admit nothing more, and cancel what no worker has begun and no reader wants."""
@@ -357,9 +350,7 @@ class Blocks:
             self._evict_read(next(iter(self._read)))
         while self._ahead:
             self._evict_ahead(next(iter(self._ahead)))
-        while self._spares:
-            self._taken -= len(self._spares.pop())
-        self._lent.clear()
+        self._spares.clear()
 
     def _check(self, parts: Iterable[Part]) -> None:
         for part in parts:
@@ -419,20 +410,23 @@ class Blocks:
             self._ahead_bytes += part[2]
         self._taken += part[2]  # last: there may be no memory for the entry
 
+    def _left(self) -> int:
+        """Return how much room nothing takes."""
+        return self._limit - self._taken - self._spares.size
+
     def _make_room(self, fetch: Fetch, *, for_reader: bool) -> bool:
         """Evict until the fetch fits; return whether it does."""
         if fetch.length > self._limit or (fetch.bound and not self._may_bind(fetch, for_reader=for_reader)):
             return False
-        if fetch.length != self.block:
-            self._reclaim(wanted=False)
         while True:
             if fetch.length == self.block and fetch.spare is None:
-                fetch.spare = self._reclaim(wanted=True)
-            if self._taken + fetch.length <= self._limit:
+                fetch.spare = self._spares.take()
+            self._spares.settle(self._left())
+            if fetch.length <= self._left():
                 return True
-            if self._spares:
-                self._taken -= len(self._spares.pop(0))
-            elif self._ahead and next(iter(self._ahead.values()))[1] == ABANDONED:
+            if self._spares.let_go():
+                continue
+            if self._ahead and next(iter(self._ahead.values()))[1] == ABANDONED:
                 self._evict_ahead(next(iter(self._ahead)))
             elif self._read:
                 self._evict_read(next(iter(self._read)))
@@ -441,9 +435,7 @@ class Blocks:
             elif self._ahead and next(iter(self._ahead.values()))[1] < self._clock() - FRESH:
                 self._evict_ahead(next(iter(self._ahead)))
             elif not (for_reader and self._cancel_newest()):
-                if fetch.spare is not None:
-                    self._keep(fetch.spare)
-                    fetch.spare = None
+                fetch.spare = None
                 return False
 
     def _may_bind(self, fetch: Fetch, *, for_reader: bool) -> bool:
@@ -469,36 +461,11 @@ class Blocks:
     def _evict_read(self, part: Part) -> None:
         buffer = self._read.pop(part).obj
         self._taken -= part[2]
-        self._keep(buffer)
+        self._spares.keep(buffer, self._left())
 
     def _evict_ahead(self, part: Part) -> None:
         buffer = self._ahead.pop(part)[0].obj
         self._taken -= part[2]
         self._ahead_bytes -= part[2]
         self._counters.unused_bytes += part[2]
-        self._keep(buffer)
-
-    def _keep(self, buffer: object) -> None:
-        """Keep the buffer of a part that went for reuse, if there is room for one that nobody views."""
-        if not isinstance(buffer, Buffer) or len(buffer) != self.block:
-            return
-        if is_viewed(buffer):
-            self._lent.append(buffer)
-            del self._lent[:-LENT]
-        elif len(self._spares) < SPARES and self._taken + len(buffer) <= self._limit:
-            self._spares.append(buffer)
-            self._taken += len(buffer)
-
-    def _reclaim(self, *, wanted: bool) -> Buffer | None:
-        """Keep or let go what was lent and is back; return such a buffer or a spare one if `wanted`, its room given back."""
-        lent, self._lent = self._lent, []
-        found = None
-        for buffer in lent:
-            if wanted and found is None and not is_viewed(buffer):
-                found = buffer
-            else:
-                self._keep(buffer)
-        if wanted and found is None and self._spares:
-            found = self._spares.pop()
-            self._taken -= len(found)
-        return found
+        self._spares.keep(buffer, self._left())

@@ -41,8 +41,10 @@ class Walk:
     crossed: dict[int, int] = field(default_factory=dict)
 
     def learn(self, position: int, following: Sequence[ObjectInfo]) -> None:
-        """Take in the files behind the one at `position`."""
+        """Take in the files behind the one at `position`. Others may have read on meanwhile: what is forgotten by now stays so."""
         for at, info in enumerate(following, position + 1):
+            if at <= self.furthest - KEPT:
+                continue
             known = self.files.get(at)
             if known is not None:
                 if known == info:

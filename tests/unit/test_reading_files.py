@@ -10,10 +10,11 @@ import pytest
 from optfs.cache.protocol import BlockKey
 from optfs.credentials.protocol import AwsCredential
 from optfs.errors import DeadlineExceeded, OptfsError, OutOfMemory, ReadDenied, ServiceError, ServiceUnavailable, VersionGone
-from optfs.reading.blocks import FAILURE_HOLDS, SPARES
+from optfs.reading.blocks import FAILURE_HOLDS
 from optfs.reading.fetches import Fetch
 from optfs.reading.files import ATTEMPTS, ident_of
 from optfs.reading.readahead import BLOCK, PIECE
+from optfs.reading.spares import SPARES
 from optfs.stores.counters import StoreCounters
 from optfs.stores.protocol import Progress
 from optfs.stores.retry import RetryingStore

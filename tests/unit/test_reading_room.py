@@ -12,10 +12,11 @@ import pytest
 from optfs.buffers import Buffer
 from optfs.cache.protocol import BlockKey
 from optfs.errors import DeadlineExceeded, OptfsError, OutOfMemory
-from optfs.reading.blocks import LENT, Blocks, Refusal
+from optfs.reading.blocks import Blocks, Refusal
 from optfs.reading.fetches import Fetch, Part
 from optfs.reading.files import ident_of
 from optfs.reading.readahead import BLOCK, PIECE
+from optfs.reading.spares import LENT
 from optfs.values import Deadline, KiB, MiB, ObjectInfo, Provider
 from tests.support.reading import (
     PATIENCE,
@@ -187,7 +188,7 @@ def test_who_waits_for_room_holds_no_block() -> None:
         part = (ident_of(file.info), 4 * block, block)
         assert files.blocks.known(part)
         files.blocks.drop(part)
-        assert files.blocks._lent == []
+        assert files.blocks._spares._lent == []
         store.gate.set()
         ended(spanning, *stuck)
 
@@ -211,7 +212,7 @@ def test_who_waits_for_bytes_holds_no_resident_block(resident: int, missing: int
         part = (ident_of(file.info), resident * block, block)
         assert files.blocks.known(part)
         files.blocks.drop(part)
-        assert files.blocks._lent == []
+        assert files.blocks._spares._lent == []
         store.gate.set()
         ended(spanning)
 

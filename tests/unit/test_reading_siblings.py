@@ -197,3 +197,15 @@ def test_the_walk_that_was_left_first_is_forgotten_once_there_are_too_many(other
     noted = reader.walks.note(reader.tree[1])
     assert noted is not None
     assert noted[1] == position
+
+
+def test_what_is_learned_late_of_files_far_behind_is_not_remembered() -> None:
+    """Other threads read on while the listing is asked what follows a file."""
+    reader = Reader(folders(1, 20 * KEPT))
+    for at in range(5 * KEPT):
+        reader.read(at)
+    (walk,) = reader.walks._walks
+    known = set(walk.files)
+    walk.learn(10, reader.tree[11 : 5 * KEPT])
+    assert set(walk.files) == known
+    assert set(walk.positions.values()) == known
