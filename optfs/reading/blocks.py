@@ -418,10 +418,11 @@ class Blocks:
         """Evict until the fetch fits; return whether it does."""
         if fetch.length > self._limit or (fetch.bound and not self._may_bind(fetch, for_reader=for_reader)):
             return False
+        if fetch.length != self.block:
+            self._spares.settle(self._left())
         while True:
             if fetch.length == self.block and fetch.spare is None:
-                fetch.spare = self._spares.take()
-            self._spares.settle(self._left())
+                fetch.spare = self._spares.take(self._left())
             if fetch.length <= self._left():
                 return True
             if self._spares.let_go():

@@ -38,19 +38,28 @@ class Spares:
         elif len(self._spare) < SPARES and self._length <= room:
             self._spare.append(buffer)
 
-    def settle(self, room: int) -> None:
-        """Keep what was lent and is back, as far as it fits into `room` bytes, and let go of the rest of that."""
-        lent, self._lent = self._lent, []
-        before = self.size
-        for buffer in lent:
-            self.keep(buffer, room + before - self.size)
+    def take(self, room: int) -> Buffer | None:
+        """Return a buffer to fill, or None: one that was lent and is back, for which there may be no room else, before one that is kept.
 
-    def take(self) -> Buffer | None:
-        """Return a buffer to fill, or None: one that was lent and is back, for which there may be no room else, before one that is kept."""
-        for place, buffer in enumerate(self._lent):
-            if not is_viewed(buffer):
-                return self._lent.pop(place)
-        return self._spare.pop() if self._spare else None
+        What else is back is kept as far as it fits into `room` bytes.
+        """
+        back = self._back()
+        found = back.pop() if back else None
+        self._keep_all(back, room)
+        return self._spare.pop() if found is None and self._spare else found
+
+    def settle(self, room: int) -> None:
+        """Keep what was lent and is back, as far as it fits into `room` bytes."""
+        self._keep_all(self._back(), room)
+
+    def _back(self) -> list[Buffer]:
+        viewed = [is_viewed(buffer) for buffer in self._lent]
+        back = [buffer for buffer, still in zip(self._lent, viewed, strict=True) if not still]
+        self._lent = [buffer for buffer, still in zip(self._lent, viewed, strict=True) if still]
+        return back
+
+    def _keep_all(self, back: list[Buffer], room: int) -> None:
+        self._spare += back[: max(0, min(SPARES - len(self._spare), room // self._length))]
 
     def let_go(self) -> bool:
         """Let go of a buffer that is kept; return whether there was one."""
