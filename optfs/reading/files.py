@@ -134,10 +134,10 @@ class Files:
         with self._lock:
             return any(other.info == stream.info for other in self._shares.leave(stream))
 
-    def walk(self, info: ObjectInfo, following: Following) -> None:
-        """A file is read for the first time: fetch what a walk will read next."""
+    def walk(self, info: ObjectInfo, offset: int, following: Following) -> None:
+        """A file is read for the first time, from `offset` on: fetch what a walk will read next."""
         with self._lock:
-            noted = self._walks.note(info)
+            noted = self._walks.note(info, offset)
         if noted is None:
             return
         walk, position, count = noted
@@ -145,11 +145,18 @@ class Files:
         with self._lock:
             walk.learn(position, known)
             wanted = self._walks.wanted(walk)
-        for at, file in wanted:
-            if file.size and self.fetcher.ahead(file, ((ident_of(file), 0, min(file.size, self.block)),)) is Refusal.NO_ROOM:
+        for each in wanted:
+            ident, stop = ident_of(each.info), each.start + each.length
+            parts = pieces(ident, each.start, stop) if each.start else ((ident, 0, stop),)
+            if each.length and self.fetcher.ahead(each.info, parts) is Refusal.NO_ROOM:
                 with self._lock:
-                    self._walks.give_back(walk, at)
+                    self._walks.give_back(walk, each.position)
                 return
+
+    def walked(self, info: ObjectInfo, *, head: bool) -> None:
+        """A large file that was read is closed; `head`: so was most of its first block."""
+        with self._lock:
+            self._walks.ended(info, head=head)
 
 
 class OpenFile:
@@ -171,6 +178,7 @@ class OpenFile:
         self._sequence = AccessPattern(info.size, files.block)
         self._passed = 0  # the stream's blocks before this one were given up
         self._tickets: deque[Ticket] = deque()  # of fetches ahead, to be cancelled at the end
+        self._head = 0  # bytes read of a large file's first block
 
     def read(self, offset: int, length: int, abandoned: Callable[[], bool] = never) -> list[memoryview]:
         """Return the bytes from `offset` on: `length` of them, fewer only where the file ends.
@@ -194,7 +202,7 @@ class OpenFile:
                 if ahead:
                     self._fetch_ahead(ahead)
                 if not self._walked:
-                    self._walk()
+                    self._walk(offset)
                 return [view[offset - begin : end - begin]]
         return self._gather(offset, end, ahead, abandoned)
 
@@ -206,9 +214,11 @@ class OpenFile:
         with self._lock:
             tickets = list(self._tickets)
             self._tickets.clear()
-            sequence = self._sequence
+            sequence, head = self._sequence, self._head
             unread = range(sequence.frontier - sequence.frontier % self._block, sequence.scheduled, self._block)
         shared = self._files.leave(self)
+        if self._walked and not self._small:
+            self._files.walked(self.info, head=2 * head >= self._block)
         for ticket in tickets:
             fetch = ticket.fetch
             if fetch is not None:
@@ -225,6 +235,7 @@ class OpenFile:
         streaming = sequence.streaming or offset == 0  # without the lock: a stale value is put right by the next read
         cap = self._files.cap(self) if streaming else 2 * self._block
         with self._lock:
+            self._head += max(0, min(end, self._block) - offset)
             sequence.note(offset, end)
             ahead = sequence.ahead(cap)
             passed, ended = self._pass(min(offset, sequence.frontier)), sequence.ended
@@ -247,9 +258,9 @@ class OpenFile:
         self._passed = max(self._passed, stop)
         return passed
 
-    def _walk(self) -> None:
+    def _walk(self, offset: int) -> None:
         self._walked = True
-        self._files.walk(self.info, self._following)
+        self._files.walk(self.info, offset, self._following)
 
     def _fetch_ahead(self, ahead: list[tuple[int, int]]) -> None:
         tickets = []
@@ -275,7 +286,7 @@ class OpenFile:
         if ahead:
             self._fetch_ahead(ahead)
         if not self._walked:
-            self._walk()
+            self._walk(offset)
         return self._collect(sources, deadline, ATTEMPTS)
 
     def _sources(self, offset: int, end: int, deadline: Deadline, *, missed: bool = False) -> list[_Source]:

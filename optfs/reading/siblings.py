@@ -11,13 +11,18 @@ Rules:
 - Programs stop at a folder's end more often than not (`tar` of a folder, one date of many). So behind the end of a folder of a level (how many
   folders its neighbours share) that the walk has crossed c times, only 2c files or a sixteenth of the walk's length are wanted, and all from
   `SURE` crossings on. That keeps what is fetched for nothing below a tenth of what is read.
-- Of a file larger than a block its first block is wanted.
+- A file of up to a block is wanted whole. Of a larger one the first block is wanted where the last file was read from its start, or most of its first
+  block was; and the end where the last file was first read there: Parquet's footer tells where the columns lie, and who reads one of those
+  needs little of the first block. 40 files of 32 MB with 30 ms a request, one column by pandas: 4.9 s and 252 MiB instead of 6.3 s and 404 MiB; their
+  footers alone 0.33 s and 6 MiB instead of 1.6 s and 158 MiB (2026-11-27).
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
-from optfs.values import ObjectInfo
+from optfs.reading.readahead import PIECE
+from optfs.values import KiB, ObjectInfo
 
 NEAR = 8
 WIDEST = 32
@@ -28,9 +33,34 @@ KEPT = 64
 """Positions behind a walk's furthest file that are remembered, so that reading a file again isn't taken for a new walk."""
 
 
+END = 64 * KiB
+"""Bytes of a file's end that are wanted, and more up to the start of a piece: pyarrow asks for so many first, others for the last eight."""
+
+
+class Wanted(NamedTuple):
+    """A range of a file to fetch now, and the file's position in its walk."""
+
+    position: int
+    info: ObjectInfo
+    start: int
+    length: int
+
+
+def start_of_end(size: int) -> int:
+    """Return where the end of a file of `size` bytes begins, as far as it is fetched ahead."""
+    return max(0, size - END) // PIECE * PIECE
+
+
 @dataclass(slots=True, eq=False)
 class Walk:
-    """One order in which files are read. `furthest`: the greatest position read; `issued`: all before it were asked for or read."""
+    """One order in which files are read.
+
+    Attributes:
+        furthest: the greatest position read.
+        issued: all before it were asked for or read.
+        head, end: whether the first block, and the end, are wanted of large files.
+
+    """
 
     files: dict[int, ObjectInfo]
     positions: dict[tuple[str, str], int]
@@ -39,6 +69,13 @@ class Walk:
     furthest: int = 0
     issued: int = 1
     crossed: dict[int, int] = field(default_factory=dict)
+    head: bool = False
+    end: bool = False
+
+    def begun(self, offset: int, size: int) -> None:
+        """Take in where the first read of a file of `size` bytes began."""
+        self.end = 0 < start_of_end(size) <= offset
+        self.head = self.head if self.end else offset == 0
 
     def learn(self, position: int, following: Sequence[ObjectInfo]) -> None:
         """Take in the files behind the one at `position`. Others may have read on meanwhile: what is forgotten by now stays so."""
@@ -78,9 +115,19 @@ class Walk:
         """Return how many files behind the furthest one are wanted at most."""
         return 0 if self.length < 2 else min(WIDEST, 2 * self.length, 1 << (self.length - 1))
 
-    def wanted(self, block: int, budget: int) -> list[tuple[int, ObjectInfo]]:
-        """Return the files to fetch now with their positions, nearest first."""
-        found: list[tuple[int, ObjectInfo]] = []
+    def _ranges(self, size: int, block: int) -> list[tuple[int, int]]:
+        if size <= block:
+            return [(0, size)]
+        found = []
+        if self.end:  # first: it is read first
+            found.append((start_of_end(size), size - start_of_end(size)))
+        if self.head:
+            found.append((0, block))
+        return found
+
+    def wanted(self, block: int, budget: int) -> list[Wanted]:
+        """Return what to fetch now, nearest first."""
+        found: list[Wanted] = []
         last = self.furthest + self.window()
         at = self.furthest
         while at < last:
@@ -93,11 +140,12 @@ class Walk:
                 last = min(last, at - 1 + max(2 * self.crossed.get(level, 0), self.length // CAREFUL))
                 if at > last:
                     break
-            budget -= min(info.size, block)
+            ranges = self._ranges(info.size, block)
+            budget -= sum(length for _, length in ranges)
             if budget < 0:
                 break
             if at >= self.issued:
-                found.append((at, info))
+                found += [Wanted(at, info, start, length) for start, length in ranges]
         return found
 
 
@@ -110,8 +158,8 @@ class Walks:
         self._budget = budget
         self._walks: list[Walk] = []  # the most recently continued last
 
-    def note(self, info: ObjectInfo) -> tuple[Walk, int, int] | None:
-        """Take in the first read of an open file.
+    def note(self, info: ObjectInfo, offset: int = 0) -> tuple[Walk, int, int] | None:
+        """Take in the first read of an open file, which began at `offset`.
 
         Returns the walk that it continues or begins, its position there, and how many of the files behind it `learn` needs (0: none); None where
         there is nothing to be done.
@@ -126,6 +174,7 @@ class Walks:
             if position > walk.furthest + NEAR:
                 self._walks.remove(walk)
                 break
+            walk.begun(offset, info.size)
             walk.advance(position)
             self._walks.remove(walk)
             self._walks.append(walk)
@@ -135,12 +184,18 @@ class Walks:
         del self._walks[:-MOST_WALKS]
         return walk, 0, NEAR
 
-    def wanted(self, walk: Walk) -> list[tuple[int, ObjectInfo]]:
-        """Return the files of `walk` to fetch now with their positions; they aren't wanted again unless they are given back."""
+    def ended(self, info: ObjectInfo, *, head: bool) -> None:
+        """Take in whether most of the first block of a large file that was closed was read."""
+        for walk in self._walks:
+            if (info.provider, info.key) in walk.positions:
+                walk.head = head
+
+    def wanted(self, walk: Walk) -> list[Wanted]:
+        """Return what to fetch now of files of `walk`; it isn't wanted again unless it is given back."""
         active = sum(other.length > 1 for other in self._walks)
         found = walk.wanted(self._block, self._budget // max(1, active))
         if found:
-            walk.issued = found[-1][0] + 1
+            walk.issued = found[-1].position + 1
         return found
 
     def give_back(self, walk: Walk, position: int) -> None:

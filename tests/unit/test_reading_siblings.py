@@ -4,8 +4,9 @@ from collections.abc import Iterable
 
 import pytest
 
-from optfs.reading.siblings import KEPT, MOST_WALKS, WIDEST, Walk, Walks
-from optfs.values import MiB, ObjectInfo
+from optfs.reading.readahead import PIECE
+from optfs.reading.siblings import KEPT, MOST_WALKS, WIDEST, Walk, Walks, start_of_end
+from optfs.values import KiB, MiB, ObjectInfo
 from tests.support.reading import info
 
 BLOCK = 4 * MiB
@@ -28,7 +29,7 @@ class Reader:
             return []
         walk, position, count = noted
         walk.learn(position, self.tree[at + 1 : at + 1 + count] if count else [])
-        found = [file for _, file in self.walks.wanted(walk)]
+        found = [wanted.info for wanted in self.walks.wanted(walk)]
         self.fetched += found
         return found
 
@@ -209,3 +210,64 @@ def test_what_is_learned_late_of_files_far_behind_is_not_remembered() -> None:
     walk.learn(10, reader.tree[11 : 5 * KEPT])
     assert set(walk.files) == known
     assert set(walk.positions.values()) == known
+
+
+LARGE = 10 * BLOCK + 3 * PIECE + 1000
+"""The last 64 KiB of a file of this size lie in its last two pieces."""
+LAST = (10 * BLOCK + 2 * PIECE, PIECE + 1000)
+
+
+def ranges(reader: Reader, at: int, offset: int) -> set[tuple[int, int]]:
+    """Read a file first at `offset`; return which ranges are fetched of others for that."""
+    noted = reader.walks.note(reader.tree[at], offset)
+    assert noted is not None
+    walk, position, count = noted
+    walk.learn(position, reader.tree[at + 1 : at + 1 + count] if count else [])
+    return {(wanted.start, wanted.length) for wanted in reader.walks.wanted(walk)}
+
+
+@pytest.mark.parametrize(
+    ("offset", "wanted"),
+    [(0, {(0, BLOCK)}), (LARGE - 8, {LAST}), (LAST[0], {LAST}), (LAST[0] - 1, set()), (PIECE, set())],
+    ids=["start", "last bytes", "end", "before the end", "middle"],
+)
+def test_of_large_files_that_is_fetched_which_was_read_first_of_the_last_one(offset: int, wanted: set[tuple[int, int]]) -> None:
+    """Programs that begin with a footer need no first block; those that begin in the middle are nobody's to foresee."""
+    reader = Reader(folders(1, 100, LARGE))
+    found = [ranges(reader, at, offset) for at in range(6)]
+    assert found == [set(), *[wanted] * 5]
+
+
+def test_a_walk_that_changes_its_ways_is_followed() -> None:
+    reader = Reader(folders(1, 100, LARGE))
+    found = [ranges(reader, at, offset) for at, offset in enumerate((0, 0, PIECE, LARGE - 8, 0))]
+    assert found == [set(), {(0, BLOCK)}, set(), {LAST}, {(0, BLOCK)}]
+
+
+@pytest.mark.parametrize("offset", [0, MiB - 8, 300_000])
+def test_small_files_are_fetched_whole_whatever_was_read_of_the_last_one(offset: int) -> None:
+    reader = Reader(folders(1, 100))
+    assert [ranges(reader, at, offset) for at in range(3)] == [set(), {(0, MiB)}, {(0, MiB)}]
+
+
+def test_after_the_footer_the_first_block_is_fetched_where_most_of_it_was_read_of_the_last_file() -> None:
+    """All columns are read; the end comes first, as it is read first."""
+    reader = Reader(folders(1, 100, LARGE))
+    assert [ranges(reader, at, LARGE - 8) for at in range(2)] == [set(), {LAST}]
+    reader.walks.ended(reader.tree[0], head=True)
+    assert ranges(reader, 2, LARGE - 8) == {LAST, (0, BLOCK)}
+    (walk,) = reader.walks._walks
+    walk.issued = 3
+    assert [wanted[2:] for wanted in reader.walks.wanted(walk)][:2] == [LAST, (0, BLOCK)]
+    reader.walks.ended(reader.tree[1], head=False)
+    assert ranges(reader, 4, LARGE - 8) == {LAST}
+
+
+def test_the_end_of_a_file_that_is_little_larger_than_its_end_begins_behind_its_start() -> None:
+    """Else a read from the start would count as one of the end."""
+    for size in (1, 64 * KiB, 64 * KiB + PIECE - 1):
+        assert start_of_end(size) == 0
+    assert start_of_end(64 * KiB + PIECE) == PIECE
+    reader = Reader(folders(1, 9, 100))
+    assert [ranges(reader, at, 0) for at in range(2)] == [set(), {(0, 100)}]
+    assert not reader.walks._walks[0].end
