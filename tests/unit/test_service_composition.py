@@ -12,7 +12,7 @@ import pytest
 from optfs.config import load
 from optfs.errors import ConfigError
 from optfs.service import composition
-from optfs.service.composition import THREADS, Mount
+from optfs.service.composition import LIST_THREADS, Mount
 from optfs.service.providers import Connected
 from optfs.stores.counters import StoreCounters
 from optfs.workers import Priority
@@ -24,13 +24,13 @@ def test_all_threads_for_listings_list_ahead_of_need(tmp_path: Path) -> None:
     source: Any = None
     connected = Connected("aws", source, MemoryStore("aws"), StoreCounters(), has_data=True)
     mount = Mount(load({"cache_size": "0"}, environ={}), [connected], tmp_path, "fuse2")
-    together = threading.Barrier(THREADS + 1)
+    together = threading.Barrier(LIST_THREADS + 1)
 
     def meet() -> None:
         together.wait(10)
 
     try:
-        for _ in range(THREADS):
+        for _ in range(LIST_THREADS):
             mount._lists.submit(meet, Priority.PREFETCH)
         meet()
     finally:
