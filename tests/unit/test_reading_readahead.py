@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from optfs.reading.readahead import BLOCK, GROWTH, PIECE, RECENT, REORDER, RUN, AccessPattern, Shares
+from optfs.reading.readahead import BLOCK, GROWTH, PIECE, RECENT, REORDER, RUN, SURE, AccessPattern, Shares
 from optfs.values import KiB, MiB
 
 SIZE = 1024 * MiB
@@ -126,7 +126,7 @@ def test_only_the_last_few_runs_are_remembered(others: int, remembered: bool) ->
 
 
 def test_a_stream_that_begins_in_a_block_is_fetched_ahead_in_runs_of_pieces() -> None:
-    """Single pieces would cost a request each, where the window grows by less than a run with each read."""
+    """Single pieces would cost a request each, where the window grows by less than a run with each read. Nothing of the block is left out."""
     sequence = AccessPattern(SIZE)
     skipped = PIECE + REORDER
     noted(sequence, [(0, PIECE)])
@@ -134,7 +134,7 @@ def test_a_stream_that_begins_in_a_block_is_fetched_ahead_in_runs_of_pieces() ->
     for offset, length in requests(16 * KiB, (3 * BLOCK - skipped) // (16 * KiB), skipped):
         sequence.note(offset, offset + length)
         runs += [(start, size) for start, size in sequence.ahead(WIDE) if 2 * BLOCK < start < 3 * BLOCK]
-    assert sum(size for _, size in runs) >= 3 * BLOCK - skipped - 2 * PIECE
+    assert sum(size for _, size in runs) >= 3 * BLOCK - skipped - RUN - 2 * PIECE
     assert all(size >= RUN or start + size == 3 * BLOCK for start, size in runs)
 
 
@@ -176,3 +176,17 @@ def test_streams_share_what_may_be_ahead_and_idle_ones_take_no_share() -> None:
     shares.cap("b", 1.0 + Shares.IDLE)
     shares.leave("a")
     assert shares.cap("b", 1.0 + Shares.IDLE) == 100
+
+
+@pytest.mark.parametrize(
+    ("origin", "run", "window"), [(0, 2 * MiB, 16), (5 * MiB, 2 * MiB, 2), (5 * MiB, SURE - MiB, 7), (5 * MiB, SURE, 64)]
+)
+def test_within_a_file_as_much_is_fetched_ahead_as_was_read_until_the_run_is_long(origin: int, run: int, window: int) -> None:
+    """It may be one column, behind which others lie that nobody reads."""
+    sequence = AccessPattern(SIZE)
+    if origin:
+        sequence.note(SIZE - 1000, SIZE)  # a footer
+    noted(sequence, requests(MiB, run // MiB, origin))
+    ahead = sequence.ahead(WIDE)
+    end = ahead[-1][0] + ahead[-1][1]
+    assert origin + run + window * MiB <= end < origin + run + window * MiB + BLOCK
