@@ -190,3 +190,9 @@ def test_within_a_file_as_much_is_fetched_ahead_as_was_read_until_the_run_is_lon
     ahead = sequence.ahead(WIDE)
     end = ahead[-1][0] + ahead[-1][1]
     assert origin + run + window * MiB <= end < origin + run + window * MiB + BLOCK
+
+
+def test_a_stream_in_the_last_piece_of_a_block_goes_on_with_the_next_block() -> None:
+    sequence = AccessPattern(SIZE)
+    noted(sequence, [(5 * MiB, MiB), (6 * MiB, 2 * MiB - 1000)])
+    assert sequence.ahead(WIDE) == [(8 * MiB, BLOCK)]
