@@ -130,16 +130,19 @@ def _random(length: int) -> Callable[[Path], None]:
     return run
 
 
-def _columns(root: Path) -> None:
-    line = [sys.executable, "-c", COLUMN, f"{root}/type=events/date=2026-11-04/event=purchase"]
-    try:
-        done = subprocess.run(line, capture_output=True, text=True, check=False, timeout=LIMIT)
-    except subprocess.TimeoutExpired as error:
-        raise Stopped from error
-    if done.returncode:
-        raise Failed(done.stderr.strip()[-300:])
-    if not done.stdout.startswith("1200000 "):
-        raise Failed(done.stdout)
+def _column(date: str, rows: int) -> Callable[[Path], None]:
+    def run(root: Path) -> None:
+        line = [sys.executable, "-c", COLUMN, f"{root}/type=events/date={date}/event=purchase"]
+        try:
+            done = subprocess.run(line, capture_output=True, text=True, check=False, timeout=LIMIT)
+        except subprocess.TimeoutExpired as error:
+            raise Stopped from error
+        if done.returncode:
+            raise Failed(done.stderr.strip()[-300:])
+        if not done.stdout.startswith(f"{rows} "):
+            raise Failed(done.stdout)
+
+    return run
 
 
 def measures() -> list[Measure]:
@@ -153,7 +156,8 @@ def measures() -> list[Measure]:
         Measure("small1k", "tar of 1000 × 1 MiB", _tar, 1000 * MiB),
         Measure("rand4k", "200 random reads of 4 KiB", _random(4 * KiB)),
         Measure("rand256k", "200 random reads of 256 KiB", _random(256 * KiB)),
-        Measure("columns", "a column of 100 Parquet files", _columns),
+        Measure("columns", "a column of 100 Parquet files", _column("2026-11-04", 1_200_000)),
+        Measure("large", "a column of 24 Parquet files of 32 MB", _column("2026-11-05", 9_600_000)),
         Measure("again", "the stream after a remount", _sequential, 1024 * MiB, again=True),
     ]
 

@@ -12,6 +12,7 @@ The data, below account 123's prefix:
 - `type=events/date=2026-11-02/event=small/`: 1000 files of 1 MiB
 - `type=events/date=2026-11-03/event=wide/`: 10,000 files of 100 bytes
 - `type=events/date=2026-11-04/event=purchase/`: 100 Parquet files
+- `type=events/date=2026-11-05/event=purchase/`: 24 Parquet files of 32 MB
 - `type=decisions/date=*/experiment=*/`: 365 days × 20 experiments × 2 files
 
 With `--objects`, instead of all that, N small files in 500 days × 20 experiments.
@@ -68,6 +69,20 @@ def parquet_files(folder: Path, count: int) -> list[Path]:
     return paths
 
 
+def large_parquet_file(folder: Path) -> Path:
+    """Write a file of 32 MB in one row group: ten columns of 3.2 MB, as far as numbers that don't compress can be events."""
+    import numpy  # noqa: PLC0415 - only the server needs these
+    import pyarrow  # noqa: PLC0415 - as above
+    import pyarrow.parquet  # noqa: PLC0415 - as above
+
+    dice = numpy.random.default_rng(2)
+    names = ["uuid", "visitor_id", "session_id", "revenue", "value", "quantity", "timestamp", "process_timestamp", "ip", "tag"]
+    table = pyarrow.table({name: dice.random(400_000) for name in names})
+    path = folder / "large.parquet"
+    pyarrow.parquet.write_table(table, path, compression="none", use_dictionary=False, row_group_size=400_000)
+    return path
+
+
 def fill(services: Services, folder: Path) -> None:
     """Put the data into both buckets."""
     big = random_file(folder / "big", SIZES["big"])
@@ -82,6 +97,9 @@ def fill(services: Services, folder: Path) -> None:
         services.put(f"type=events/date=2026-11-03/event=wide/part-{number:05}.parquet", bytes(100))
     for number, path in enumerate(parquet_files(folder, 100)):
         services.put(f"type=events/date=2026-11-04/event=purchase/part-{number:03}.parquet", path)
+    large = large_parquet_file(folder)
+    for number in range(24):
+        services.put(f"type=events/date=2026-11-05/event=purchase/part-{number:03}.parquet", large)
     first = datetime.date(2025, 11, 1)
     for day in range(365):
         date = first + datetime.timedelta(days=day)
