@@ -141,14 +141,29 @@ def _open_standard_streams() -> None:
 
 
 def _take_own_home() -> None:
-    """Have HOME lead to the user's own home where it leads to somebody else's: mount(8) leaves root's there for `user` in fstab, as sudo may."""
+    """Have HOME lead to the user's own home where it leads to another user's: mount(8) leaves root's there for `user` in fstab, as sudo may."""
+    import pwd
+
+    home = os.environ.get("HOME")
+    with contextlib.suppress(KeyError):
+        if home and _is_anothers(home):
+            os.environ["HOME"] = pwd.getpwuid(os.geteuid()).pw_dir
+
+
+def _is_anothers(home: str) -> bool:
+    """Return whether a folder is another user's home, or one that we can't look into."""
     import pwd
     from pathlib import Path
 
-    home = os.environ.get("HOME")
-    with contextlib.suppress(OSError, KeyError):
-        if home and Path(home).stat().st_uid != os.geteuid() and not os.access(home, os.W_OK):
-            os.environ["HOME"] = pwd.getpwuid(os.geteuid()).pw_dir
+    try:
+        owner = Path(home).stat().st_uid
+        if owner == os.geteuid() or os.access(home, os.W_OK):
+            return False
+        return not os.access(home, os.R_OK | os.X_OK) or pwd.getpwuid(owner).pw_dir == home
+    except PermissionError:
+        return True
+    except (OSError, KeyError):
+        return False
 
 
 def _fail(message: str, code: int) -> int:

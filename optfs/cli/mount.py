@@ -77,6 +77,6 @@ def command(words: tuple[str, ...], foreground: bool, mount_options: tuple[str, 
 
     if foreground:
         return work(lambda: None)
-    for warning in background.run(work, START_LIMIT + 2 * found.timeout):
+    for warning in background.run(work, START_LIMIT + 2 * found.timeout, background.named((found.token_file, found.log_file))):
         click.echo(f"optfs: warning: {warning}", err=True)
     return 0

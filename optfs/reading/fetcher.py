@@ -107,13 +107,13 @@ class Fetcher:
         """
         if fetch.filled >= upto:
             return fetch.wait(upto, deadline)
-        began = self._clock()
+        pool, pace = self._pools[fetch.info.provider], self._paces[fetch.info.provider]
+        began, running = self._clock(), pool.running()
         view = self._wait(fetch, upto, deadline)
-        now, pace = self._clock(), self._paces[fetch.info.provider]
+        now = self._clock()
         if fetch.missed and now - began >= pace.long:
-            pool = self._pools[fetch.info.provider]
             with self._lock:
-                pace.waited_long(now, *pool.running())
+                pace.waited_long(now, *running)
                 pool.limit_prefetch(pace.allowed)
         return view
 
@@ -289,10 +289,11 @@ class Fetcher:
     def _land(self, fetch: Fetch, view: memoryview, fresh: list[int], from_disk: int) -> None:
         """Hand over all bytes; the parts numbered in `fresh` are offered to the block cache."""
         self._blocks.arrived(fetch, from_disk=from_disk)
-        with self._lock:
-            pace = self._paces[fetch.info.provider]
-            pace.landed(fetch.length / self._blocks.block, self._clock())
-            self._pools[fetch.info.provider].limit_prefetch(pace.allowed)
+        if from_disk < fetch.length:
+            with self._lock:
+                pace = self._paces[fetch.info.provider]
+                pace.landed(self._clock())
+                self._pools[fetch.info.provider].limit_prefetch(pace.allowed)
         views = [view[part[1] - fetch.start :][: part[2]] for part in fetch.parts]
         if self._lookups is not None and fresh:
             fetch.finish(view)  # readers don't wait for the disk

@@ -154,7 +154,7 @@ class Files:
                 return
 
     def walked(self, info: ObjectInfo, *, head: bool) -> None:
-        """A large file that was read is closed; `head`: so was most of its first block."""
+        """A large file that was read is closed; `head`: as many bytes as half a block has were read of its first one."""
         with self._lock:
             self._walks.ended(info, head=head)
 

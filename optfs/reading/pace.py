@@ -4,9 +4,10 @@ What is fetched ahead shares the link with what a reader waits for. On one of 1 
 own within `--timeout`.
 
 Algorithm: there is no limit but the pool's until a reader has waited long for bytes that came then: an eighth of `--timeout`. That halves how
-many run ahead, once in that time at most; one always may. As many blocks as are allowed, once they have landed without such a wait, allow one
-more. So a service that is slow by its latency or on each connection, where more at once is faster, isn't held back, nor one that was silent for
-a while. Nor is one whose readers mostly wait for each other: with less ahead of them they would only need more memory at once.
+many ran ahead when it began to wait, once in that time at most; one always may. As many requests as are allowed, once they have landed without
+such a wait, allow one more: small ones count like others, or a folder of small files would be held back for long by one silence. So a service
+that is slow by its latency or on each connection, where more at once is faster, isn't held back, nor one that was silent for a while. Nor is one
+whose readers mostly wait for each other: with less ahead of them they would only need more memory at once.
 """
 
 import math
@@ -37,12 +38,12 @@ class Pace:
         return int(self._allowed)
 
     def waited_long(self, now: float, ahead: int, demanded: int) -> None:
-        """Note that a reader's bytes have come after a long wait, while so many requests ran that nobody, or somebody, had waited for."""
+        """Note that a reader's bytes have come after a long wait; as it began, so many requests ran that nobody, or somebody, had waited for."""
         if 0 < ahead >= demanded and now - self._slowed_at >= self.long:
             self._slowed_at = now
             self._allowed = max(1.0, min(self._allowed, ahead) / 2)
 
-    def landed(self, blocks: float, now: float) -> None:
-        """Note that a request has brought its bytes, a block or part of one."""
+    def landed(self, now: float) -> None:
+        """Note that a request has brought its bytes."""
         if now - self._slowed_at >= self.long:
-            self._allowed = min(self._most, self._allowed + blocks / self._allowed)
+            self._allowed = min(self._most, self._allowed + 1 / self._allowed)

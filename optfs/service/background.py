@@ -6,20 +6,22 @@ shown to the user, who may never look into the log. A child that dies without a 
 is a MountError that quotes the last line of what it printed (libfuse and fusermount write to stderr).
 
 Rules: nothing is handed over in arguments or environment: the child is a copy, so no secret becomes visible in `ps`. Descriptors of the
-pipe aren't inherited by programs that the child runs. Those that the caller left open for us are closed once the mount is usable, or a lock of
-`flock`, a pipe's reader and a file system would wait for the mount's end.
+pipe aren't inherited by programs that the child runs. Those that the caller left open are closed once the mount is usable, or a lock of
+`flock`, a pipe's reader and a file system would wait for the mount's end; but for what the settings name (`--token-file /dev/fd/9`).
 """
 
 import contextlib
 import json
 import logging
 import os
+import re
 import select
 import signal
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
+from pathlib import Path
 from typing import IO, NoReturn
 
 from optfs import errors
@@ -47,8 +49,8 @@ class _Warnings(logging.Handler):
             self.lines.append(" ".join(logs.redact(record.getMessage()).split()))
 
 
-def run(work: Work, timeout: float) -> list[str]:
-    """Run `work` in a background process; return the warnings, a line each, when it is usable.
+def run(work: Work, timeout: float, keep: Collection[int] = ()) -> list[str]:
+    """Run `work` in a background process; return the warnings, a line each, when it is usable. `keep`: inherited descriptors that it needs.
 
     Raises:
         OptfsError: what `work` raised before it was usable; MountError when it died without a word; DeadlineExceeded when it said nothing
@@ -68,7 +70,7 @@ def run(work: Work, timeout: float) -> list[str]:
                     signal.signal(number, signal.SIG_DFL)
                 signal.pthread_sigmask(signal.SIG_UNBLOCK, changed)
                 os.close(reading)
-                _serve(work, writing, words)
+                _serve(work, writing, words, keep)
             try:
                 signal.pthread_sigmask(signal.SIG_UNBLOCK, changed)
                 os.close(writing)
@@ -97,7 +99,7 @@ def _ended_by_signals() -> Iterator[Collection[int]]:
             signal.signal(number, handler)
 
 
-def _serve(work: Work, writing: int, words: IO[bytes]) -> NoReturn:
+def _serve(work: Work, writing: int, words: IO[bytes], keep: Collection[int]) -> NoReturn:
     """Be the child, to the end of its process."""
     code = 1
     told = False
@@ -114,15 +116,18 @@ def _serve(work: Work, writing: int, words: IO[bytes]) -> NoReturn:
                 os.write(writing, json.dumps(answer).encode())
             os.close(writing)
 
-    inherited = _inherited()  # now: libraries may open some that look the same
+    inherited: list[int] = []
 
     def announce() -> None:
         _redirect(os.devnull, (1, 2))
+        words.close()
         for descriptor in inherited:
-            os.close(descriptor)
+            with contextlib.suppress(OSError):
+                os.close(descriptor)
         tell({"warnings": warnings.lines})
 
     try:
+        inherited += set(_inherited()).difference(keep)  # now: libraries may open some that look the same
         os.setsid()
         _redirect(os.devnull, (0,))
         for descriptor in (1, 2):
@@ -145,13 +150,20 @@ def _serve(work: Work, writing: int, words: IO[bytes]) -> NoReturn:
         os._exit(code)
 
 
+def named(paths: Iterable[Path | None]) -> set[int]:
+    """Return the descriptors that paths name, as `/dev/fd/9` does."""
+    found = (re.fullmatch(r"/(?:dev|proc/self)/fd/(\d+)", str(path)) for path in paths)
+    return {int(match[1]) for match in found if match}
+
+
 def _inherited() -> list[int]:
     """Return the descriptors, beyond 0 to 2, that the program which started this one left open: Python's own aren't inheritable."""
     found = []
-    for name in os.listdir("/dev/fd"):  # noqa: PTH208 - numbers, no paths
-        with contextlib.suppress(OSError):  # the listing's own is closed by now
-            if int(name) > 2 and os.get_inheritable(int(name)):
-                found.append(int(name))
+    with contextlib.suppress(OSError):  # there may be no /dev/fd
+        for name in os.listdir("/dev/fd"):  # noqa: PTH208 - numbers, no paths
+            with contextlib.suppress(OSError):  # the listing's own is closed by now
+                if int(name) > 2 and os.get_inheritable(int(name)):
+                    found.append(int(name))
     return found
 
 

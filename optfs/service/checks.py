@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import get_args
 
 from optfs.bridge import bindings, mounting
+from optfs.cache.disk import SMALLEST
 from optfs.config import Config
 from optfs.errors import ConfigError, NoExport, OptfsError, RequestRefused
 from optfs.service import providers
@@ -97,7 +98,9 @@ def _cache(config: Config) -> Finding:
         problem = check_cache_folder(config)
     except OptfsError as error:
         return Finding("cache", False, _with_detail(error))
-    return Finding("cache", None, f"off: {problem}") if problem else Finding("cache", True, f"{config.cache_dir} can be used")
+    if config.cache_size < SMALLEST:
+        return Finding("cache", None, f"off: {problem}")
+    return Finding("cache", not problem, problem or f"{config.cache_dir} can be used")
 
 
 def _guarded(name: str, check: Callable[[], None], fine: str) -> Finding:

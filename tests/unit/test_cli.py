@@ -233,18 +233,47 @@ main()
     assert (done.returncode, done.stderr) == (-signal.SIGINT, "")
 
 
-@pytest.mark.parametrize(("given", "shown"), [("another's", "known"), ("own", "own"), ("missing", "missing"), ("open", "open")])
-def test_another_users_home_is_not_ours(given: str, shown: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """mount(8) leaves root's in HOME where fstab says `user`. One that is shared, or isn't there, is somebody's intention."""
-    modes = {"another's": 0o500, "own": 0o500, "open": 0o700}
-    for name, mode in modes.items():
-        (tmp_path / name).mkdir(mode=mode)
-    monkeypatch.setattr(os, "geteuid", lambda: os.getuid() + (given != "own"))
-    monkeypatch.setattr(os, "access", lambda path, _mode: Path(path).stat().st_mode & 0o200 != 0)
-    monkeypatch.setattr(pwd, "getpwuid", lambda _user: SimpleNamespace(pw_dir=str(tmp_path / "known")))
-    monkeypatch.setenv("HOME", str(tmp_path / given))
+@pytest.mark.parametrize(
+    ("mode", "ours", "registered", "replaced"),
+    [
+        (0o700, False, False, True),
+        (0o755, False, True, True),
+        (0o755, False, False, False),
+        (0o777, False, True, False),
+        (0o500, True, True, False),
+        (None, False, True, False),
+    ],
+    ids=["closed to us", "another's home", "readable", "shared", "own", "missing"],
+)
+def test_another_users_home_is_not_ours(
+    mode: int | None, ours: bool, registered: bool, replaced: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """mount(8) leaves root's in HOME where fstab says `user`. A folder that was chosen, to be read or shared, is somebody's intention."""
+    home = tmp_path / "home"
+    if mode is not None:
+        home.mkdir(mode=0o700)
+    known = {os.getuid(): home if registered else tmp_path, os.getuid() + 1: tmp_path / "known"}
+    monkeypatch.setattr(os, "geteuid", lambda: os.getuid() + (not ours))
+    monkeypatch.setattr(os, "access", lambda _path, wanted: (mode or 0) & wanted == wanted)
+    monkeypatch.setattr(pwd, "getpwuid", lambda user: SimpleNamespace(pw_dir=str(known[user])))
+    monkeypatch.setenv("HOME", str(home))
     main(["--version"])
-    assert os.environ["HOME"] == str(tmp_path / shown)
+    assert os.environ["HOME"] == str(tmp_path / "known" if replaced else home)
+
+
+def test_a_home_that_cannot_be_looked_at_is_not_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It lies in another's. Who isn't known to the system keeps it."""
+
+    def refuse(path: Path) -> None:
+        raise PermissionError(str(path))
+
+    monkeypatch.setattr(Path, "stat", refuse)
+    monkeypatch.setattr(pwd, "getpwuid", {os.geteuid(): SimpleNamespace(pw_dir="/own")}.__getitem__)
+    for expected in ("/own", "/another/sub"):
+        monkeypatch.setenv("HOME", "/another/sub")
+        main(["--version"])
+        assert os.environ["HOME"] == expected
+        monkeypatch.setattr(pwd, "getpwuid", {}.__getitem__)
 
 
 @pytest.mark.parametrize(

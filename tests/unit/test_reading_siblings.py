@@ -1,6 +1,7 @@
 """The policy that fetches files ahead of a walk."""
 
 from collections.abc import Iterable
+from dataclasses import replace
 
 import pytest
 
@@ -261,6 +262,17 @@ def test_after_the_footer_the_first_block_is_fetched_where_most_of_it_was_read_o
     assert [wanted[2:] for wanted in reader.walks.wanted(walk)][:2] == [LAST, (0, BLOCK)]
     reader.walks.ended(reader.tree[1], head=False)
     assert ranges(reader, 4, LARGE - 8) == {LAST}
+
+
+@pytest.mark.parametrize("size", [100, 40_000, 64 * KiB + PIECE - 1])
+def test_a_small_file_among_large_ones_says_nothing_of_those(size: int) -> None:
+    """It is read from its start in any case."""
+    tree = folders(1, 30, LARGE)
+    for at in range(2, 30, 3):
+        tree[at] = replace(tree[at], size=size)
+    reader = Reader(tree)
+    found = [ranges(reader, at, 0 if at % 3 == 2 else LARGE - 8) for at in range(12)]
+    assert set().union(*found) == {LAST, (0, size)}
 
 
 def test_the_end_of_a_file_that_is_little_larger_than_its_end_begins_behind_its_start() -> None:

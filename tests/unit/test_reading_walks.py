@@ -70,6 +70,22 @@ def test_a_walk_that_begins_at_the_start_fetches_first_blocks() -> None:
     assert ahead == {(0, BLOCK)}
 
 
+def test_where_blocks_are_small_each_part_fetched_ahead_is_one_that_readers_look_for() -> None:
+    """The end of a file that is a little longer than a block begins in that block."""
+    store = FakeStore()
+    tree = [info(f"date=1/part-{number:02}", PIECE + 1000) for number in range(40)]
+    with reading(store, memory=16 * PIECE) as files:
+        assert files.block == PIECE
+        for number in range(12):
+            file = files.open(tree[number], lambda count, number=number: tree[number + 1 : number + 1 + count])
+            file.read(PIECE, 1000)
+            file.close()
+            until(lambda: idle(files))
+    ranges = [(key, start) for key, start, _ in store.requests]
+    assert len(ranges) == len(set(ranges)), "each once"
+    assert max(length for _, _, length in store.requests) <= PIECE
+
+
 def test_files_for_which_there_was_no_room_are_fetched_later(monkeypatch: pytest.MonkeyPatch) -> None:
     """And those behind them, in order."""
     store = FakeStore()

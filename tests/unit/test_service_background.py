@@ -21,7 +21,7 @@ from optfs.service import background
 {textwrap.dedent(body)}
 
 try:
-    warnings = background.run(work, {limit})
+    warnings = background.run(work, {limit}, globals().get("keep", ()))
 except OptfsError as error:
     print(type(error).__name__, error.message)
 else:
@@ -70,11 +70,15 @@ def test_the_parent_returns_when_the_child_is_usable_and_the_child_goes_on(tmp_p
 
 
 def test_what_the_caller_left_open_is_closed_once_the_mount_is_usable(tmp_path: Path) -> None:
-    """A lock of flock(1), say; what the process opened itself stays open."""
+    """A lock of flock(1), say. What the process opened itself stays open, and what its settings name."""
     done = run(f"""
         lock = os.open({str(tmp_path / "lock")!r}, os.O_CREAT | os.O_RDWR)
         os.set_inheritable(lock, True)
         ours = os.open({str(tmp_path)!r}, os.O_RDONLY)
+
+        named = os.open({str(tmp_path / "named")!r}, os.O_CREAT | os.O_RDWR)
+        os.set_inheritable(named, True)
+        keep = background.named(["/dev/fd/" + str(named), "/proc/self/fd/999", "/dev/fd/x", "/a/dev/fd/" + str(lock), None])
 
         def is_open(descriptor):
             try:
@@ -86,7 +90,7 @@ def test_what_the_caller_left_open_is_closed_once_the_mount_is_usable(tmp_path: 
         def work(announce):
             before = is_open(lock)
             announce()
-            found = before, is_open(lock), is_open(ours), is_open(0), is_open(2)
+            found = before, is_open(lock), is_open(ours), is_open(named), is_open(0), is_open(2)
             with open({str(tmp_path / "part")!r}, "w") as file:
                 file.write(repr(found))
             os.rename({str(tmp_path / "part")!r}, {str(tmp_path / "found")!r})
@@ -98,7 +102,7 @@ def test_what_the_caller_left_open_is_closed_once_the_mount_is_usable(tmp_path: 
         if found.exists():
             break
         time.sleep(0.02)
-    assert found.read_text() == repr((True, False, True, True, True))
+    assert found.read_text() == repr((True, False, True, True, True, True))
 
 
 @pytest.mark.parametrize("kind", ["ConfigError", "TokenRefused", "ServiceUnavailable", "MountError", "DeadlineExceeded"])

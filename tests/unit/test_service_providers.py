@@ -264,8 +264,11 @@ def test_the_doctor_finds_everything_in_order_and_tells_each_failure(
     assert findings["aws credentials"].ok is False
     assert findings["cache"].ok is False
     assert services.token not in repr(findings)
-    found = settings(services, monkeypatch, tmp_path, cache_size="500KiB")
-    assert [finding.ok for finding in checks.run(found) if finding.name == "cache"] == [None]
+    for options, ok in (({"cache_size": "500KiB"}, None), ({"cache_size": "0"}, None), ({"cache_dir": str(tmp_path / "open")}, False)):
+        (tmp_path / "open").mkdir(exist_ok=True)
+        (tmp_path / "open").chmod(0o777)
+        found = settings(services, monkeypatch, tmp_path, **options)
+        assert [finding.ok for finding in checks.run(found) if finding.name == "cache"] == [ok], options
 
 
 def test_the_doctor_says_of_providers_what_mount_does(services: Services, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
