@@ -17,14 +17,9 @@ FOOTER = 8 * KiB
 TREE = [info(f"date=1/part-{number:02}", LARGE) for number in range(40)]
 
 
-def follow(number: int, count: int) -> Sequence[ObjectInfo]:
-    """Answer which files follow one."""
-    return TREE[number + 1 : number + 1 + count]
-
-
-def read(files: Files, number: int, *ranges: tuple[int, int]) -> None:
-    """Open a file, read ranges of it, and close it."""
-    file = files.open(TREE[number], lambda count: follow(number, count))
+def read(files: Files, tree: Sequence[ObjectInfo], number: int, *ranges: tuple[int, int]) -> None:
+    """Open a file of a tree, read ranges of it, and close it."""
+    file = files.open(tree[number], lambda count: tree[number + 1 : number + 1 + count])
     for offset, length in ranges:
         file.read(offset, length)
     file.close()
@@ -40,7 +35,7 @@ def test_a_walk_over_footers_fetches_footers_alone() -> None:
     store = FakeStore()
     with reading(store) as files:
         for number in range(30):
-            read(files, number, (LARGE - FOOTER, FOOTER))
+            read(files, TREE, number, (LARGE - FOOTER, FOOTER))
             until(lambda: idle(files))
     assert {(start, length) for _, start, length in store.requests} == {END}
     keys = [key for key, _, _ in store.requests]
@@ -54,7 +49,9 @@ def test_a_walk_that_reads_little_of_first_blocks_fetches_none() -> None:
         store = FakeStore()
         with reading(store) as files:
             for number in range(8):
-                read(files, number, (LARGE - FOOTER, FOOTER), *((at, MiB // 2) for at in range(MiB // 2, MiB // 2 + length, MiB // 2)))
+                read(
+                    files, TREE, number, (LARGE - FOOTER, FOOTER), *((at, MiB // 2) for at in range(MiB // 2, MiB // 2 + length, MiB // 2))
+                )
                 until(lambda: idle(files))
         first = {key for key, start, size in store.requests if (start, size) == (0, BLOCK)}
         assert (TREE[6].key in first) is ahead
@@ -64,7 +61,7 @@ def test_a_walk_that_begins_at_the_start_fetches_first_blocks() -> None:
     store = FakeStore()
     with reading(store) as files:
         for number in range(4):
-            read(files, number, (0, 64 * KiB))
+            read(files, TREE, number, (0, 64 * KiB))
             until(lambda: idle(files))
     ahead = {(start, length) for key, start, length in store.requests if key > TREE[3].key}
     assert ahead == {(0, BLOCK)}
@@ -77,9 +74,7 @@ def test_where_blocks_are_small_each_part_fetched_ahead_is_one_that_readers_look
     with reading(store, memory=16 * PIECE) as files:
         assert files.block == PIECE
         for number in range(12):
-            file = files.open(tree[number], lambda count, number=number: tree[number + 1 : number + 1 + count])
-            file.read(PIECE, 1000)
-            file.close()
+            read(files, tree, number, (PIECE, 1000))
             until(lambda: idle(files))
     ranges = [(key, start) for key, start, _ in store.requests]
     assert len(ranges) == len(set(ranges)), "each once"
@@ -93,9 +88,9 @@ def test_files_for_which_there_was_no_room_are_fetched_later(monkeypatch: pytest
         real = files.fetcher.ahead
         monkeypatch.setattr(files.fetcher, "ahead", lambda _info, _parts: Refusal.NO_ROOM)
         for number in range(3):
-            read(files, number, (LARGE - FOOTER, FOOTER))
+            read(files, TREE, number, (LARGE - FOOTER, FOOTER))
         assert len(store.requests) == 3
         monkeypatch.setattr(files.fetcher, "ahead", real)
-        read(files, 3, (LARGE - FOOTER, FOOTER))
+        read(files, TREE, 3, (LARGE - FOOTER, FOOTER))
         until(lambda: idle(files))
     assert [key for key, _, _ in store.requests][:6] == [file.key for file in TREE[:6]]
