@@ -337,3 +337,37 @@ def test_after_a_long_wait_half_as_many_requests_run_ahead_of_readers() -> None:
             assert reader.is_alive()
         finally:
             until(lambda: store.let_go(store.held()) is store and not reader.is_alive())
+
+
+def test_what_ran_when_the_reader_began_to_wait_counts_not_what_is_left_at_its_end() -> None:
+    """Where the service was silent for a while all come at once, and then one more request at a time would be too few."""
+    first = 4 * BLOCK
+    store, clock = Held(first), HandClock()
+    with reading(store, clock=clock, threads=10) as files:
+        file = files.open(info("big", 12 * BLOCK), nothing_follows)
+        for offset in range(0, first, MiB):
+            file.read(offset, MiB)
+        until(lambda: len(store.held()) == 8)
+        waited_for = files.blocks._flights[ident_of(file.info), first, BLOCK]
+        reader = started(file.read, first, MiB)
+        until(lambda: waited_for._waiting == 1)
+        store.let_go(store.held()[1:])
+        until(lambda: len(files.blocks._flights) == 1)
+        clock.now += PATIENCE / 8
+        store.let_go([first])
+        ended(reader)
+        assert files.fetcher._paces["aws"].allowed == 4
+
+
+def test_what_the_cache_brings_says_nothing_of_the_service() -> None:
+    """Else the limit would rise while the link is as slow as it was."""
+    store, cache, clock = FakeStore(), FakeCache(), HandClock()
+    with reading(store, cache, clock=clock) as files:
+        check(files.open(info("cached", 1000), nothing_follows), 0, 1000)
+        until(lambda: len(cache.blocks) == 1)
+    with reading(store, cache, clock=clock) as files:
+        pace = files.fetcher._paces["aws"]
+        pace.waited_long(clock.now - PATIENCE, ahead=2, demanded=1)
+        for key, allowed in (("cached", 1), ("fetched", 2)):
+            check(files.open(info(key, 1000), nothing_follows), 0, 1000)
+            assert pace.allowed == allowed

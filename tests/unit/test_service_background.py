@@ -70,7 +70,7 @@ def test_the_parent_returns_when_the_child_is_usable_and_the_child_goes_on(tmp_p
 
 
 def test_what_the_caller_left_open_is_closed_once_the_mount_is_usable(tmp_path: Path) -> None:
-    """A lock of flock(1), say. What the process opened itself stays open, and what its settings name."""
+    """A lock of flock(1), say. What the process opened itself stays open, and what its settings name; its own temporary file doesn't."""
     done = run(f"""
         lock = os.open({str(tmp_path / "lock")!r}, os.O_CREAT | os.O_RDWR)
         os.set_inheritable(lock, True)
@@ -87,10 +87,19 @@ def test_what_the_caller_left_open_is_closed_once_the_mount_is_usable(tmp_path: 
                 return False
             return True
 
+        def deleted():
+            for name in os.listdir("/proc/self/fd"):
+                try:
+                    if os.readlink("/proc/self/fd/" + name).endswith(" (deleted)"):
+                        return True
+                except OSError:
+                    pass
+            return False
+
         def work(announce):
             before = is_open(lock)
             announce()
-            found = before, is_open(lock), is_open(ours), is_open(named), is_open(0), is_open(2)
+            found = before, is_open(lock), is_open(ours), is_open(named), is_open(0), is_open(2), deleted()
             with open({str(tmp_path / "part")!r}, "w") as file:
                 file.write(repr(found))
             os.rename({str(tmp_path / "part")!r}, {str(tmp_path / "found")!r})
@@ -102,7 +111,7 @@ def test_what_the_caller_left_open_is_closed_once_the_mount_is_usable(tmp_path: 
         if found.exists():
             break
         time.sleep(0.02)
-    assert found.read_text() == repr((True, False, True, True, True, True))
+    assert found.read_text() == repr((True, False, True, True, True, True, False))
 
 
 @pytest.mark.parametrize("kind", ["ConfigError", "TokenRefused", "ServiceUnavailable", "MountError", "DeadlineExceeded"])
